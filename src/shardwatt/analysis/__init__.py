@@ -1,0 +1,1 @@
+"""Finished cells to tidy tables, intervals, figures and the report; never touches torch."""

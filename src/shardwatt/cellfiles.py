@@ -1,0 +1,104 @@
+"""The Parquet files of a cell: one declared schema each, with units, checked when written and read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardwatt.errors import RecordError
+from shardwatt.records import SCHEMA_VERSION
+
+
+def _field(name: str, kind: pa.DataType, unit: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"unit": unit})
+
+
+def _schema(*fields: pa.Field) -> pa.Schema:
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
+
+
+RESPONSES = _schema(
+    _field("prompt_id", pa.string(), "dataset-position"),
+    _field("batch", pa.int32(), "index"),
+    _field("prompt_tokens", pa.int32(), "tokens"),
+    _field("output_tokens", pa.int32(), "tokens"),
+    _field("words", pa.int32(), "words"),
+    _field("finish", pa.string(), "eos, length or context"),
+    _field("text", pa.string(), "text"),
+)
+"""responses.parquet: a row a prompt, in the order in which they were answered."""
+
+BATCHES = _schema(
+    _field("batch", pa.int32(), "index"),
+    _field("rows", pa.int32(), "prompts"),
+    _field("start_s", pa.float64(), "s since the window began"),
+    _field("stop_s", pa.float64(), "s since the window began"),
+    _field("prefill_s", pa.float64(), "s"),
+    _field("walk_s", pa.float64(), "s"),
+    _field("decode_s", pa.float64(), "s"),
+    _field("prompt_tokens", pa.int64(), "tokens"),
+    _field("output_tokens", pa.int64(), "tokens"),
+    _field("generated_tokens", pa.int64(), "tokens"),
+    _field("words", pa.int64(), "words"),
+    _field("energy_j", pa.float64(), "J", nullable=True),
+    _field("prefill_j", pa.float64(), "J", nullable=True),
+    _field("walk_j", pa.float64(), "J", nullable=True),
+    _field("decode_j", pa.float64(), "J", nullable=True),
+)
+"""batches.parquet: a row a batch; `energy_j` is null where energy is unknown, the joules of its
+phases where they are shorter than the meter can resolve."""
+
+POWER = _schema(
+    _field("t_s", pa.float64(), "s since the window began; negative before it"),
+    _field("node", pa.string(), "host name"),
+    _field("device", pa.int32(), "index on its node"),
+    _field("uuid", pa.string(), "id", nullable=True),
+    _field("power_w", pa.float64(), "W", nullable=True),
+    _field("counter_j", pa.float64(), "J since the counter's own zero", nullable=True),
+    _field("sm_utilisation", pa.float64(), "share", nullable=True),
+    _field("memory_activity", pa.float64(), "share", nullable=True),
+    _field("memory_filled", pa.float64(), "share", nullable=True),
+    _field("cpu_utilisation", pa.float64(), "share", nullable=True),
+    _field("clock_sm_mhz", pa.float64(), "MHz", nullable=True),
+    _field("temperature_c", pa.float64(), "degrees Celsius", nullable=True),
+)
+"""power.parquet: a row a sample and device, over the whole job."""
+
+SCHEMAS = {
+    "responses.parquet": RESPONSES,
+    "batches.parquet": BATCHES,
+    "power.parquet": POWER,
+}
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows under the schema that belongs to the file's name.
+
+    Raises:
+        pyarrow.ArrowInvalid: a row does not fit the schema; a defect of the caller.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    schema = SCHEMAS[path.name]
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    table.validate(full=True)
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a cell's Parquet file.
+
+    Raises:
+        RecordError: it is missing, torn, or of another schema.
+    """
+    expected = SCHEMAS[path.name]
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as problem:
+        raise RecordError(f"{path}: torn or unreadable: {problem}") from None
+    if not table.schema.equals(expected):
+        raise RecordError(f"{path}: columns {table.schema.names}; expected {expected.names}")
+    return table

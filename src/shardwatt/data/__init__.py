@@ -1,0 +1,1 @@
+"""Prompts: data sets fetched and checked, sampled, put into their templates, and tokenised."""

@@ -1,0 +1,1 @@
+"""Inference engines: tokens in, tokens out, and when each phase began and ended."""

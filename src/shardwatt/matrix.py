@@ -1,0 +1,155 @@
+"""From a study's blocks to its cells: every value checked against site, models and data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+from shardwatt.architectures import Architecture, ArchitectureError
+from shardwatt.cell import AXES, COUNT_AXES, Cell
+from shardwatt.datasets import Catalogue, CatalogueError, load_catalogue
+from shardwatt.errors import SiteError, StudyError, suggestion
+from shardwatt.jobshape import job_shape
+from shardwatt.models import ModelError, find_architecture, find_checkpoint
+from shardwatt.plan.memory import fewest_shards
+from shardwatt.site import Site
+from shardwatt.study import Block, Study, study_file
+
+#: Inference loops that a cell can run.
+ENGINES = ("reference",)
+
+
+def expand(root: Path, name: str, study: Study, site: Site) -> tuple[Cell, ...]:
+    """List a study's cells in matrix order, each once.
+
+    Args:
+        root: the project's root, below which config/ lies.
+        name: the study's name, for messages.
+        study: its content.
+        site: where it is to run.
+
+    Raises:
+        StudyError: a value is unknown, impossible for the model or the site, or no cell is left.
+    """
+    return _Expansion(root, name, study, site).cells()
+
+
+class _Expansion:
+    def __init__(self, root: Path, name: str, study: Study, site: Site) -> None:
+        self.file = study_file(root, name)
+        self.root = root
+        self.study = study
+        self.site = site
+        self.catalogue: Catalogue = load_catalogue(root)
+        self.architecture: Callable[[str], Architecture | None] = cache(self._architecture)
+        self.check_layout: Callable[[str, str, int], None] = cache(self._check_layout)
+
+    def cells(self) -> tuple[Cell, ...]:
+        found: dict[Cell, None] = {}
+        for index, block in enumerate(self.study.matrix):
+            self._check_names(index, block)
+            for cell in self._product(index, block):
+                if not self._excluded(cell):
+                    self.check_layout(cell.model, cell.gpu, cell.shards)
+                    found[cell] = None
+        if not found:
+            raise StudyError(f"{self.file}: exclude leaves no cell; expected at least one")
+        return tuple(found)
+
+    def _product(self, index: int, block: Block) -> Iterator[Cell]:
+        axes = [getattr(block, axis) for axis in AXES]
+        for values in product(*axes):
+            chosen = dict(zip(AXES, values, strict=True))
+            if chosen["shards"] == "minimum":
+                chosen["shards"] = self._fewest(index, chosen)
+            chosen["cap"] = str(chosen["cap"])
+            yield Cell(**chosen)
+
+    def _fewest(self, index: int, chosen: dict[str, str | int]) -> int:
+        model, gpu = str(chosen["model"]), str(chosen["gpu"])
+        where = f"{self.file}: matrix.{index}.shards: minimum"
+        architecture = self.architecture(model)
+        if architecture is None:
+            raise StudyError(
+                f"{where}: the shape of model '{model}' is not known here; "
+                "put its params.json into the site's models folder, or write a number"
+            )
+        memory_gib = self.site.gpus[gpu].memory_gib
+        shards = fewest_shards(
+            architecture,
+            memory_gib=memory_gib,
+            precision=str(chosen["precision"]),
+            batch=int(chosen["batch"]),
+            length=int(chosen["length"]),
+            cache_tokens=self.study.cache_tokens,
+        )
+        if shards is None:
+            raise StudyError(
+                f"{where}: {model} at batch {chosen['batch']}, length {chosen['length']} fits on no number "
+                f"of {gpu} with {memory_gib:g} GiB; use a smaller batch or another GPU"
+            )
+        return shards
+
+    def _check_names(self, index: int, block: Block) -> None:
+        for axis, known in (
+            ("engine", ENGINES),
+            ("gpu", tuple(self.site.gpus)),
+            ("dataset", tuple(self.catalogue.datasets)),
+        ):
+            for value in getattr(block, axis):
+                if value not in known:
+                    raise StudyError(
+                        f"{self.file}: matrix.{index}.{axis}: found '{value}'"
+                        f"{suggestion(value, known)}; allowed: {', '.join(known)}"
+                    )
+
+    def _architecture(self, model: str) -> Architecture | None:
+        try:
+            return find_architecture(self.root, self.site.models, model)
+        except (ModelError, ArchitectureError) as problem:
+            raise StudyError(f"{self.file}: model '{model}': {problem}") from None
+
+    def _check_layout(self, model: str, gpu: str, shards: int) -> None:
+        """Check that the model splits and lies there in so many shards, and that they fill nodes."""
+        architecture = self.architecture(model)
+        if architecture is not None and shards not in architecture.allowed_shards():
+            raise StudyError(
+                f"{self.file}: shards: {shards} does not divide {model}'s "
+                f"{_undivided(architecture, shards)}; use {_or(architecture.allowed_shards())}"
+            )
+        try:
+            job_shape(self.site, gpu, shards)
+            find_checkpoint(self.root, self.site.models, model, shards)
+        except (SiteError, ModelError, CatalogueError) as problem:
+            raise StudyError(f"{self.file}: {problem}") from None
+
+    def _excluded(self, cell: Cell) -> bool:
+        return any(
+            all(_matches(axis, getattr(cell, axis), values) for axis, values in entry.items())
+            for entry in self.study.exclude
+        )
+
+
+def _matches(axis: str, value: str | int, wanted: Iterable[str | int]) -> bool:
+    if axis in COUNT_AXES:
+        return value in {int(item) for item in wanted}
+    return str(value) in {str(item) for item in wanted}
+
+
+def _undivided(architecture: Architecture, shards: int) -> str:
+    """Name the sizes that a shard count does not divide."""
+    sizes = {
+        "heads": architecture.n_heads,
+        "KV heads": architecture.n_kv_heads,
+        "hidden units": architecture.hidden_dim,
+        "vocabulary entries": architecture.vocab_size,
+        "dimensions": architecture.dim,
+    }
+    return ", ".join(f"{size} {name}" for name, size in sizes.items() if size % shards)
+
+
+def _or(numbers: tuple[int, ...]) -> str:
+    words = [str(number) for number in numbers]
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -1,0 +1,1 @@
+"""What a cell will need, worked out before it runs."""

@@ -1,0 +1,188 @@
+"""The study: what to measure. Constants and a matrix of blocks, read from config/studies/NAME.yaml."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, field_validator
+from pydantic_core import CoreSchema
+
+from shardwatt.cell import AXES, COUNT_AXES, is_axis_value
+from shardwatt.errors import StudyError, suggestion
+from shardwatt.yamlfile import StrictModel, parse_model, read_mapping
+
+Count = Annotated[int, Field(ge=1, le=999_999, strict=True)]
+Item = TypeVar("Item")
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _no_doubles(values: list[Item]) -> list[Item]:
+    if len(set(values)) < len(values):
+        raise ValueError("a value stands twice")
+    return values
+
+
+class _ListOrItem:
+    """Tells editors that a list may be written as its only item."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        array = handler(core_schema)
+        return {"anyOf": [array["items"], array]}
+
+
+#: One value, or a list of at least one.
+OneOrMore = Annotated[
+    list[Item],
+    Field(min_length=1),
+    BeforeValidator(_as_list),
+    AfterValidator(_no_doubles),
+    _ListOrItem,
+]
+
+
+def _axis_value(axis: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not is_axis_value(axis, value):
+            raise ValueError("lower-case letters, digits and single . _ - between them are allowed")
+        return value
+
+    return AfterValidator(check)
+
+
+EngineName = Annotated[str, _axis_value("engine")]
+ModelName = Annotated[str, _axis_value("model")]
+GpuName = Annotated[str, _axis_value("gpu")]
+DatasetName = Annotated[str, _axis_value("dataset")]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def _count_or(word: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 999_999
+        if value != word and not whole:
+            raise ValueError(f"a whole number from 1 to 999999, or '{word}', is allowed")
+        return value
+
+    return BeforeValidator(check, json_schema_input_type=int | Literal[word])
+
+
+Shards = Annotated[int | str, _count_or("minimum")]
+Cap = Annotated[int | str, _count_or("none")]
+
+
+class Block(StrictModel):
+    """A cross product: each axis is one value or a list of values."""
+
+    name: str | None = None
+    """What this block is for; shown in plans."""
+    engine: OneOrMore[EngineName] = ["reference"]
+    """The inference loop."""
+    model: OneOrMore[ModelName]
+    """Names of models: folders below the site's `models`, or recipes in config/models."""
+    precision: OneOrMore[Precision] = ["fp16"]
+    """Floating-point format of weights and cache."""
+    gpu: OneOrMore[GpuName]
+    """GPU types that the site names."""
+    shards: OneOrMore[Shards]
+    """Devices that one model is split over; `minimum` means the fewest that fit."""
+    batch: OneOrMore[Count]
+    """Prompts answered together."""
+    length: OneOrMore[Count]
+    """Maximum number of new tokens per response."""
+    dataset: OneOrMore[DatasetName]
+    """Names from config/datasets.yaml."""
+    cap: OneOrMore[Cap] = ["none"]
+    """Power limit of each GPU in W, or `none`."""
+    repeat: OneOrMore[Count] = [1]
+    """Which repetitions, e.g. [1, 2, 3]."""
+
+
+class Constants(StrictModel):
+    """What all cells of a study share; its hash stands in every record and is compared when read."""
+
+    prompts: Count
+    """Prompts sampled from each data set, without replacement."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 2023
+    """Seed of the prompt sample and of the sampled tokens."""
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.8
+    """Sampling temperature; 0 takes the likeliest token (default: arXiv 2310.03003)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus of the sampling (default: arXiv 2310.03003)."""
+    warmup_tokens: Annotated[int, Field(ge=0, le=4096)] = 16
+    """New tokens of the warm-up batch, which is not counted; 0 for no warm-up."""
+    cache_tokens: Count | None = None
+    """Positions of the KV cache; None: min(context, longest prompt of the batch + length)."""
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the constants in canonical JSON, first 16 hex digits."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Study(Constants):
+    """A study file: constants, a matrix of blocks, and exclusions."""
+
+    title: str
+    """One line that says what the study is about; heads its report."""
+    matrix: Annotated[list[Block], Field(min_length=1)]
+    """Blocks whose cells together are the study; a cell in several blocks counts once."""
+    exclude: list[dict[str, OneOrMore[str | int]]] = []
+    """Cells to leave out: a cell is excluded if it matches every axis of an entry."""
+
+    @field_validator("exclude")
+    @classmethod
+    def _known_axes(cls, entries: list[dict[str, list[str | int]]]) -> list[dict[str, list[str | int]]]:
+        for entry in entries:
+            if not entry:
+                raise ValueError("an empty entry would exclude every cell; name at least one axis")
+            for axis, values in entry.items():
+                if axis not in AXES:
+                    raise ValueError(
+                        f"unknown axis '{axis}'{suggestion(axis, AXES)}; allowed: {', '.join(AXES)}"
+                    )
+                for value in values:
+                    if not is_axis_value(axis, str(value)):
+                        kind = "a whole number" if axis in COUNT_AXES else "a name"
+                        raise ValueError(f"'{value}' is no value of axis {axis}; expected {kind}")
+        return entries
+
+    @property
+    def constants(self) -> Constants:
+        """The constants alone."""
+        return Constants(**{key: getattr(self, key) for key in Constants.model_fields})
+
+
+def study_file(root: Path, name: str) -> Path:
+    """Path of a study's file below the project's root."""
+    return root / "config" / "studies" / f"{name}.yaml"
+
+
+def study_names(root: Path) -> list[str]:
+    """Names of the studies below the project's root."""
+    return sorted(path.stem for path in (root / "config" / "studies").glob("*.yaml"))
+
+
+def load_study(root: Path, name: str) -> Study:
+    """Read and check a study.
+
+    Raises:
+        StudyError: there is no such study, or its file has a mistake.
+    """
+    path = study_file(root, name)
+    if not path.is_file():
+        known = study_names(root)
+        raise StudyError(
+            f"unknown study '{name}'{suggestion(name, known)}; known: {', '.join(known) or 'none'} "
+            f"(a study is a file {path.parent}/NAME.yaml)"
+        )
+    return parse_model(Study, read_mapping(path, StudyError), path, StudyError)
