@@ -88,35 +88,29 @@ def from_params(params: Mapping[str, Any], vocab_size: int | None = None) -> Arc
     Raises:
         ArchitectureError: a key is missing or no positive number, or heads do not divide.
     """
-    try:
-        dim, n_layers, n_heads = (int(params[key]) for key in ("dim", "n_layers", "n_heads"))
-    except (KeyError, TypeError, ValueError) as error:
+    dim, n_layers, n_heads = (_whole(params, key) for key in ("dim", "n_layers", "n_heads"))
+    n_kv_heads = _whole(params, "n_kv_heads", n_heads)
+    vocabulary = vocab_size if params.get("vocab_size") == -1 else _whole(params, "vocab_size", vocab_size)
+    if vocabulary is None:
+        raise ArchitectureError("params.json: vocab_size is -1 and no tokenizer says it")
+    multiplier = _positive(params, "ffn_dim_multiplier", 1.0)
+    implied = feed_forward_dim(dim, _whole(params, "multiple_of", 256), multiplier)
+    if dim % n_heads or n_heads % n_kv_heads:
         raise ArchitectureError(
-            f"params.json: {error} is missing or no number; expected dim, n_layers, n_heads"
-        ) from None
-    vocabulary = int(params.get("vocab_size") or -1)
-    if vocabulary <= 0:
-        if vocab_size is None:
-            raise ArchitectureError("params.json: vocab_size is not given and no tokenizer says it")
-        vocabulary = vocab_size
+            f"params.json: dim {dim}, n_heads {n_heads}, n_kv_heads {n_kv_heads}: "
+            "expected heads that divide dim and KV heads that divide heads"
+        )
     architecture = Architecture(
         dim=dim,
         n_layers=n_layers,
         n_heads=n_heads,
-        n_kv_heads=int(params.get("n_kv_heads") or n_heads),
-        hidden_dim=int(params.get("hidden_dim") or 0)
-        or feed_forward_dim(dim, int(params.get("multiple_of") or 256), params.get("ffn_dim_multiplier")),
+        n_kv_heads=n_kv_heads,
+        hidden_dim=_whole(params, "hidden_dim", implied),
         vocab_size=vocabulary,
-        context=int(params.get("max_seq_len") or 2048),
-        norm_eps=float(params.get("norm_eps") or 1e-6),
-        rope_theta=float(params.get("rope_theta") or 10_000.0),
+        context=_whole(params, "max_seq_len", 2048),
+        norm_eps=_positive(params, "norm_eps", 1e-6),
+        rope_theta=_positive(params, "rope_theta", 10_000.0),
     )
-    numbers = (dim, n_layers, n_heads, architecture.n_kv_heads, architecture.context)
-    if min(numbers) <= 0 or dim % n_heads or n_heads % architecture.n_kv_heads:
-        raise ArchitectureError(
-            f"params.json: dim {dim}, n_heads {n_heads}, n_kv_heads {architecture.n_kv_heads}: "
-            "expected positive numbers, heads that divide dim and KV heads that divide heads"
-        )
     if architecture.head_dim % 2:
         raise ArchitectureError(
             f"params.json: dim {dim} / n_heads {n_heads} = {architecture.head_dim}: "
@@ -125,13 +119,34 @@ def from_params(params: Mapping[str, Any], vocab_size: int | None = None) -> Arc
     return architecture
 
 
+def _whole(params: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A positive whole number of params.json; the default where the file says null or nothing."""
+    value = params.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        found = "is missing" if key not in params else f"found {value!r}"
+        raise ArchitectureError(f"params.json: {key}: {found}; expected a positive whole number")
+    return value
+
+
+def _positive(params: Mapping[str, Any], key: str, default: float) -> float:
+    """A positive number of params.json; the default where the file says null or nothing."""
+    value = params.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ArchitectureError(f"params.json: {key}: found {value!r}; expected a positive number")
+    return float(value)
+
+
 #: Shapes of Meta's releases, from the params.json files they ship with and
 #: table 2 of arXiv 2302.13971 and table 1 of arXiv 2307.09288.
 CATALOGUE: dict[str, Architecture] = {
     "llama-7b": Architecture(4096, 32, 32, 32, 11_008, 32_000),
     "llama-13b": Architecture(5120, 40, 40, 40, 13_824, 32_000),
     "llama-30b": Architecture(6656, 60, 52, 52, 17_920, 32_000),
-    "llama-65b": Architecture(8192, 80, 64, 64, 22_016, 32_000),
+    "llama-65b": Architecture(8192, 80, 64, 64, 22_016, 32_000, 2048, 1e-5),
     "llama-2-7b": Architecture(4096, 32, 32, 32, 11_008, 32_000, 4096, 1e-5),
     "llama-2-13b": Architecture(5120, 40, 40, 40, 13_824, 32_000, 4096, 1e-5),
     "llama-2-70b": Architecture(8192, 80, 64, 8, 28_672, 32_000, 4096, 1e-5),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from shardwatt.errors import ShardwattError
@@ -24,6 +24,9 @@ AXIS_PATTERNS: dict[str, str] = {
     "cap": rf"(?:none|{_COUNT})",
     "repeat": _COUNT,
 }
+
+#: What a name of an axis may hold, as said to users.
+NAME_WORDS = "lower-case letters and digits, with single . _ - between them"
 
 AXES: tuple[str, ...] = tuple(AXIS_PATTERNS)
 
@@ -75,7 +78,7 @@ class Cell:
     @property
     def path(self) -> str:
         """The cell's name: `engine=…/model=…/…/repeat=…`."""
-        return "/".join(f"{axis}={value}" for axis, value in zip(AXES, astuple(self), strict=True))
+        return "/".join([f"{axis}={getattr(self, axis)}" for axis in AXES])
 
     @property
     def cap_w(self) -> int | None:

@@ -49,8 +49,8 @@ BATCHES = _schema(
     _field("walk_j", pa.float64(), "J", nullable=True),
     _field("decode_j", pa.float64(), "J", nullable=True),
 )
-"""batches.parquet: a row a batch; `energy_j` is null where energy is unknown, the joules of its
-phases where they are shorter than the meter can resolve."""
+"""batches.parquet: a row a batch; joules are null where energy is unknown, and where the batch or the
+phase is shorter than the meter can resolve."""
 
 POWER = _schema(
     _field("t_s", pa.float64(), "s since the window began; negative before it"),
@@ -83,6 +83,9 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         OSError: the disk is full or the folder cannot be written.
     """
     schema = SCHEMAS[path.name]
+    unknown = {key for row in rows for key in row} - set(schema.names)
+    if unknown:
+        raise pa.ArrowInvalid(f"{path.name} has no columns {', '.join(sorted(unknown))}")
     table = pa.Table.from_pylist(list(rows), schema=schema)
     table.validate(full=True)
     pq.write_table(table, path, compression="zstd")
@@ -96,9 +99,27 @@ def read_table(path: Path) -> pa.Table:
     """
     expected = SCHEMAS[path.name]
     try:
-        table = pq.ParquetFile(path).read()
+        # In a thread of its own, a small file takes longer.
+        table = pq.ParquetFile(path).read(use_threads=False)
     except (OSError, pa.ArrowException) as problem:
         raise RecordError(f"{path}: torn or unreadable: {problem}") from None
+    version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode(errors="replace")
+    if version != str(SCHEMA_VERSION):
+        raise RecordError(f"{path}: schema version {version}; expected {SCHEMA_VERSION}")
     if not table.schema.equals(expected):
-        raise RecordError(f"{path}: columns {table.schema.names}; expected {expected.names}")
+        raise RecordError(f"{path}: {_differences(table.schema, expected)}")
     return table
+
+
+def _differences(found: pa.Schema, expected: pa.Schema) -> str:
+    """What tells two schemas apart, in words."""
+    there, wanted = ([_declared(field) for field in schema] for schema in (found, expected))
+    unexpected = ", ".join(column for column in there if column not in wanted)
+    missing = ", ".join(column for column in wanted if column not in there)
+    if not unexpected and not missing:
+        return f"columns in the order {', '.join(found.names)}; expected {', '.join(expected.names)}"
+    return f"unexpected columns: {unexpected or 'none'}; missing columns: {missing or 'none'}"
+
+
+def _declared(field: pa.Field) -> str:
+    return f"{field.name} {field.type}{' or null' if field.nullable else ''}"

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
-from shardwatt.cell import AXIS_PATTERNS
+from shardwatt.cell import AXIS_PATTERNS, NAME_WORDS
 from shardwatt.errors import ShardwattError, suggestion
-from shardwatt.yamlfile import StrictModel, parse_model, read_mapping
+from shardwatt.yamlfile import Form, StrictModel, parse_model, read_mapping
 
 Entry = TypeVar("Entry")
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-GitBlob = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+FileName = Annotated[
+    str, Form(r"[A-Za-z0-9][A-Za-z0-9._-]*", "a file's name without folders: letters, digits and . _ -")
+]
+Address = Annotated[str, Form(r"https://\S+", "an address that begins with https://")]
+Sha256 = Annotated[str, Form(r"[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
+GitBlob = Annotated[str, Form(r"[0-9a-f]{40}", "40 lower-case hexadecimal digits")]
+DatasetName = Annotated[str, Form(AXIS_PATTERNS["dataset"], NAME_WORDS)]
 
 
 class CatalogueError(ShardwattError):
@@ -28,7 +32,7 @@ class PinnedFile(StrictModel):
     """Its name in the site's data folder."""
     folder: Path | None = None
     """A folder of the project that holds it, instead of the site's data folder."""
-    url: Annotated[str, StringConstraints(pattern=r"^https://")] | None = None
+    url: Address | None = None
     """Where it is downloaded from when the data folder lacks it; pinned to a revision."""
     sha256: Sha256 | None = None
     """Expected SHA-256 of the content."""
@@ -58,7 +62,7 @@ class Dataset(PinnedFile):
 class Catalogue(StrictModel):
     """Contents of config/datasets.yaml."""
 
-    datasets: dict[Annotated[str, StringConstraints(pattern=rf"^{AXIS_PATTERNS['dataset']}$")], Dataset]
+    datasets: dict[DatasetName, Dataset]
     """The data sets, under the names that studies use."""
     tokenizers: dict[str, PinnedFile] = Field(default_factory=dict)
     """Tokenizers that model recipes may name."""

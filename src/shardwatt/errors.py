@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -75,6 +76,24 @@ class CellFailure(ShardwattError):
 
 class DoesNotFit(ShardwattError):
     """A device ran out of memory: an outcome of its own, not a failure."""
+
+
+#: What the system says when a disk or a folder cannot take what is to be written.
+_STORAGE_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+}
+
+
+def storage_failure(problem: OSError) -> CellFailure | None:
+    """What an error of the system says of a disk or folder that cannot be written; None for any other."""
+    if problem.errno not in _STORAGE_ERRORS:
+        return None
+    return CellFailure(
+        Reason.STORAGE,
+        f"{problem.filename or 'the results folder'}: {problem.strerror}; expected a folder that can be "
+        "written, with space left: free some, or mend its permissions, and run again",
+    )
 
 
 def suggestion(found: str, known: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ class CellPaths:
     @property
     def results(self) -> Path:
         """Folder of the cell's four declared outputs."""
-        return self.base / "results" / self.study / "cells" / self.cell.path
+        return self.base.joinpath("results", self.study, "cells", self.cell.path)
 
     @property
     def record(self) -> Path:
@@ -38,12 +38,12 @@ class CellPaths:
     @property
     def target(self) -> str:
         """What to ask Snakemake for to run this cell again."""
-        return f"results/{self.study}/cells/{self.cell.path}/result.json"
+        return cell_target(self.study, self.cell.path)
 
     @property
     def logs(self) -> Path:
         """Folder of rank logs, supervisor log, attempts and failure.json; Snakemake keeps it."""
-        return self.base / "logs" / self.study / "cells" / self.cell.path
+        return self.base.joinpath("logs", self.study, "cells", self.cell.path)
 
     @property
     def supervisor_log(self) -> Path:
@@ -53,6 +53,15 @@ class CellPaths:
     def failure(self) -> Path:
         return self.logs / "failure.json"
 
+    @property
+    def sampler_log(self) -> Path:
+        return self.logs / "sampler.log"
+
+    @property
+    def commit_lock(self) -> Path:
+        """Held while an attempt's files are put into place."""
+        return self.logs / "commit.lock"
+
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.log"
 
@@ -61,9 +70,14 @@ class CellPaths:
         return self.logs / f"attempt-{job_id}.json"
 
     def work(self, job_id: str) -> Path:
-        """Folder in which an attempt writes; outside `cells/`, on the same file system."""
+        """Begin of the folder in which an attempt writes; outside `cells/`, on the same file system."""
         digest = hashlib.sha256(self.cell.path.encode()).hexdigest()[:16]
         return self.base / "results" / self.study / ".work" / f"{digest}-{job_id}"
+
+
+def cell_target(study: str, path: str) -> str:
+    """What to ask Snakemake for to run a cell, given its path."""
+    return f"results/{study}/cells/{path}/result.json"
 
 
 def study_results(base: Path, study: str) -> Path:

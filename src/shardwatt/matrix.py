@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from itertools import product
 from pathlib import Path
 
 from shardwatt.architectures import Architecture, ArchitectureError
-from shardwatt.cell import AXES, COUNT_AXES, Cell
+from shardwatt.cell import AXES, Cell
 from shardwatt.datasets import Catalogue, CatalogueError, load_catalogue
 from shardwatt.errors import SiteError, StudyError, suggestion
 from shardwatt.jobshape import job_shape
@@ -20,8 +20,11 @@ from shardwatt.study import Block, Study, study_file
 #: Inference loops that a cell can run.
 ENGINES = ("reference",)
 
+#: Power caps that a cell can run under: none is set yet, and a label alone would be a false record.
+CAPS = ("none",)
 
-def expand(root: Path, name: str, study: Study, site: Site) -> tuple[Cell, ...]:
+
+def expand(root: Path, name: str, study: Study, site: Site, *, with_models: bool = True) -> tuple[Cell, ...]:
     """List a study's cells in matrix order, each once.
 
     Args:
@@ -29,43 +32,50 @@ def expand(root: Path, name: str, study: Study, site: Site) -> tuple[Cell, ...]:
         name: the study's name, for messages.
         study: its content.
         site: where it is to run.
+        with_models: check that the checkpoints are there; results can be read where they are not.
 
     Raises:
         StudyError: a value is unknown, impossible for the model or the site, or no cell is left.
     """
-    return _Expansion(root, name, study, site).cells()
+    return _Expansion(root, name, study, site, with_models=with_models).cells()
 
 
 class _Expansion:
-    def __init__(self, root: Path, name: str, study: Study, site: Site) -> None:
+    def __init__(self, root: Path, name: str, study: Study, site: Site, *, with_models: bool) -> None:
+        self.with_models = with_models
         self.file = study_file(root, name)
         self.root = root
         self.study = study
         self.site = site
         self.catalogue: Catalogue = load_catalogue(root)
+        self.exclusions = [
+            {axis: frozenset(map(str, values)) for axis, values in entry.items()} for entry in study.exclude
+        ]
         self.architecture: Callable[[str], Architecture | None] = cache(self._architecture)
         self.check_layout: Callable[[str, str, int], None] = cache(self._check_layout)
 
     def cells(self) -> tuple[Cell, ...]:
+        self._check_exclusions()
         found: dict[Cell, None] = {}
         for index, block in enumerate(self.study.matrix):
             self._check_names(index, block)
             for cell in self._product(index, block):
-                if not self._excluded(cell):
-                    self.check_layout(cell.model, cell.gpu, cell.shards)
-                    found[cell] = None
+                self.check_layout(cell.model, cell.gpu, cell.shards)
+                found[cell] = None
         if not found:
             raise StudyError(f"{self.file}: exclude leaves no cell; expected at least one")
         return tuple(found)
 
     def _product(self, index: int, block: Block) -> Iterator[Cell]:
+        """The block's cells, less the excluded ones."""
         axes = [getattr(block, axis) for axis in AXES]
         for values in product(*axes):
             chosen = dict(zip(AXES, values, strict=True))
-            if chosen["shards"] == "minimum":
-                chosen["shards"] = self._fewest(index, chosen)
             chosen["cap"] = str(chosen["cap"])
-            yield Cell(**chosen)
+            if chosen["shards"] == "minimum" and not self._excluded(chosen):
+                chosen["shards"] = self._fewest(index, chosen)
+            if not self._excluded(chosen):
+                yield Cell(**chosen)
 
     def _fewest(self, index: int, chosen: dict[str, str | int]) -> int:
         model, gpu = str(chosen["model"]), str(chosen["gpu"])
@@ -84,25 +94,48 @@ class _Expansion:
             batch=int(chosen["batch"]),
             length=int(chosen["length"]),
             cache_tokens=self.study.cache_tokens,
+            counts=[n for n in architecture.allowed_shards() if self._has_layout(gpu, n)],
         )
         if shards is None:
             raise StudyError(
                 f"{where}: {model} at batch {chosen['batch']}, length {chosen['length']} fits on no number "
-                f"of {gpu} with {memory_gib:g} GiB; use a smaller batch or another GPU"
+                f"of {gpu} with {memory_gib:g} GiB that site '{self.site.name}' can give; "
+                "use a smaller batch or another GPU type"
             )
         return shards
+
+    def _has_layout(self, gpu: str, shards: int) -> bool:
+        try:
+            job_shape(self.site, gpu, shards)
+        except SiteError:
+            return False
+        return True
 
     def _check_names(self, index: int, block: Block) -> None:
         for axis, known in (
             ("engine", ENGINES),
             ("gpu", tuple(self.site.gpus)),
             ("dataset", tuple(self.catalogue.datasets)),
+            ("cap", CAPS),
         ):
-            for value in getattr(block, axis):
+            for value in map(str, getattr(block, axis)):
                 if value not in known:
                     raise StudyError(
                         f"{self.file}: matrix.{index}.{axis}: found '{value}'"
                         f"{suggestion(value, known)}; allowed: {', '.join(known)}"
+                    )
+
+    def _check_exclusions(self) -> None:
+        """Refuse an exclusion of a value that no block has: a misspelt one would leave nothing out."""
+        for index, entry in enumerate(self.exclusions):
+            for axis, values in entry.items():
+                known = {str(value) for block in self.study.matrix for value in getattr(block, axis)}
+                if "minimum" in known:
+                    continue  # which numbers these are depends on the site
+                for value in sorted(values - known):
+                    raise StudyError(
+                        f"{self.file}: exclude.{index}.{axis}: found '{value}'{suggestion(value, known)}; "
+                        f"expected a value that a block has: {', '.join(sorted(known))}"
                     )
 
     def _architecture(self, model: str) -> Architecture | None:
@@ -121,28 +154,22 @@ class _Expansion:
             )
         try:
             job_shape(self.site, gpu, shards)
-            find_checkpoint(self.root, self.site.models, model, shards)
+            if self.with_models:
+                find_checkpoint(self.root, self.site.models, model, shards)
         except (SiteError, ModelError, CatalogueError) as problem:
             raise StudyError(f"{self.file}: {problem}") from None
 
-    def _excluded(self, cell: Cell) -> bool:
+    def _excluded(self, chosen: Mapping[str, str | int]) -> bool:
         return any(
-            all(_matches(axis, getattr(cell, axis), values) for axis, values in entry.items())
-            for entry in self.study.exclude
+            all(str(chosen[axis]) in values for axis, values in entry.items()) for entry in self.exclusions
         )
-
-
-def _matches(axis: str, value: str | int, wanted: Iterable[str | int]) -> bool:
-    if axis in COUNT_AXES:
-        return value in {int(item) for item in wanted}
-    return str(value) in {str(item) for item in wanted}
 
 
 def _undivided(architecture: Architecture, shards: int) -> str:
     """Name the sizes that a shard count does not divide."""
     sizes = {
         "heads": architecture.n_heads,
-        "KV heads": architecture.n_kv_heads,
+        "KV heads": architecture.n_kv_heads if architecture.n_kv_heads != architecture.n_heads else shards,
         "hidden units": architecture.hidden_dim,
         "vocabulary entries": architecture.vocab_size,
         "dimensions": architecture.dim,

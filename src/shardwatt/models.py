@@ -19,6 +19,9 @@ SHARD_FILE = "consolidated.{rank:02d}.pth"
 _SHARD_NAME = re.compile(r"consolidated\.[0-9]{2}\.pth")
 
 
+_LAYOUT = "Meta's layout: params.json, consolidated.00.pth and on, tokenizer.model there or one folder up"
+
+
 class ModelError(ShardwattError):
     """A model that is not there, or whose recipe has a mistake."""
 
@@ -26,30 +29,31 @@ class ModelError(ShardwattError):
 class Recipe(StrictModel):
     """How to make a model of random weights: config/models/NAME.yaml.
 
-    Time and energy of inference do not depend on the values of the weights; what the model says does.
+    What the weights say changes the time of inference only through the length of the responses, and its
+    energy little besides: a processor's power depends somewhat on the values it works on.
     """
 
     about: str
     """One line that says what the model is for."""
-    dim: Annotated[int, Field(ge=2)]
+    dim: Annotated[int, Field(ge=2, strict=True)]
     """Width of the residual stream."""
-    n_layers: Annotated[int, Field(ge=1)]
+    n_layers: Annotated[int, Field(ge=1, strict=True)]
     """Transformer blocks."""
-    n_heads: Annotated[int, Field(ge=1)]
+    n_heads: Annotated[int, Field(ge=1, strict=True)]
     """Attention heads."""
-    multiple_of: Annotated[int, Field(ge=1)] = 32
+    multiple_of: Annotated[int, Field(ge=1, strict=True)] = 32
     """The feed-forward width is two thirds of 4 x dim, rounded up to a multiple of this."""
-    context: Annotated[int, Field(ge=16)] = 2048
+    context: Annotated[int, Field(ge=16, strict=True)] = 2048
     """Positions that prompt and response may take together."""
     tokenizer: str | None = None
     """Name of a tokenizer in config/datasets.yaml; None trains one on the demo's own prompts."""
-    vocab_size: Annotated[int, Field(ge=300)] = 1024
+    vocab_size: Annotated[int, Field(ge=300, strict=True)] = 1024
     """Pieces of the tokenizer that is trained where none is named."""
-    mean_response_tokens: Annotated[float, Field(gt=1)]
+    mean_response_tokens: Annotated[float, Field(gt=1, strict=True)]
     """Expected tokens until a response ends by itself, at temperature 0.8."""
-    shards: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    shards: Annotated[list[Annotated[int, Field(ge=1, strict=True)]], Field(min_length=1)]
     """Shard counts to save it in, each a checkpoint of its own."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Seed of the weights."""
 
 
@@ -112,7 +116,7 @@ def find_checkpoint(root: Path, models: Path, model: str, shards: int) -> Checkp
     folder or one up (as Meta's download has it); a recipe's checkpoint need not exist yet.
 
     Raises:
-        ModelError: there is neither, or it is saved in another number of shards.
+        ModelError: there is neither, it is saved in another number of shards, or a file is missing.
     """
     recipe = load_recipe(root, model)
     if recipe is not None:
@@ -122,12 +126,27 @@ def find_checkpoint(root: Path, models: Path, model: str, shards: int) -> Checkp
                 f"{shards}; add it to `shards` in {recipe_file(root, model)}"
             )
         return made_checkpoint(models, model, shards)
+    try:
+        return _saved_checkpoint(root, models, model, shards)
+    except OSError as problem:
+        raise ModelError(f"model '{model}': {problem.filename}: {problem.strerror}") from None
+
+
+def _saved_checkpoint(root: Path, models: Path, model: str, shards: int) -> Checkpoint:
     own = models / model / f"shards-{shards}"
     folder = own if own.is_dir() else models / model
     if not (folder / "params.json").is_file():
+        others = sorted(path.parent.name for path in (models / model).glob("shards-*/params.json"))
+        if others:
+            raise ModelError(
+                f"model '{model}' in {models / model} is saved as {_listed(others)}, and the study asks for "
+                f"shards: {shards}; put a checkpoint of {shards} shards into {own}"
+            )
+        if folder.is_dir():
+            raise ModelError(f"model '{model}': {folder / 'params.json'} is missing; expected {_LAYOUT}")
         known = _model_names(root, models)
         raise ModelError(
-            f"unknown model '{model}'{suggestion(model, known)}: {folder / 'params.json'} is not there "
+            f"unknown model '{model}'{suggestion(model, known)}; {folder} is not there "
             f"and config/models has no recipe of that name; known: {_listed(known) or 'none'}"
         )
     saved = sum(1 for path in folder.iterdir() if _SHARD_NAME.fullmatch(path.name))
@@ -137,7 +156,11 @@ def find_checkpoint(root: Path, models: Path, model: str, shards: int) -> Checkp
             f"use shards: {saved}, or put a checkpoint of {shards} shards into {own}"
         )
     beside = folder / "tokenizer.model"
-    return Checkpoint(folder, beside if beside.is_file() else folder.parent / beside.name, shards)
+    checkpoint = Checkpoint(folder, beside if beside.is_file() else folder.parent / beside.name, shards)
+    for path in checkpoint.files:
+        if not path.is_file():
+            raise ModelError(f"model '{model}': {path} is missing; expected {_LAYOUT}")
+    return checkpoint
 
 
 def find_architecture(root: Path, models: Path, model: str) -> Architecture | None:
@@ -152,11 +175,14 @@ def find_architecture(root: Path, models: Path, model: str) -> Architecture | No
         params = {**recipe.model_dump(include={"dim", "n_layers", "n_heads", "multiple_of"})}
         params["max_seq_len"] = recipe.context
         return from_params(params, vocab_size=_recipe_vocabulary(recipe))
-    for folder in (models / model, *sorted((models / model).glob("shards-*"))):
-        if (folder / "params.json").is_file():
-            known = CATALOGUE.get(model)
-            return from_params(read_params(folder / "params.json"), known.vocab_size if known else 32_000)
-    return CATALOGUE.get(model)
+    known = CATALOGUE.get(model)
+    try:
+        for folder in (models / model, *sorted((models / model).glob("shards-*"))):
+            if (folder / "params.json").is_file():
+                return from_params(read_params(folder / "params.json"), known.vocab_size if known else 32_000)
+    except OSError as problem:
+        raise ModelError(f"{problem.filename}: {problem.strerror}") from None
+    return known
 
 
 def read_params(path: Path) -> dict[str, object]:
@@ -194,11 +220,11 @@ def fingerprint(root: Path, checkpoint: Checkpoint, model: str) -> str:
             digest.update(path.read_bytes())
         for path in checkpoint.shard_files:
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        checklist = checkpoint.folder / "checklist.chk"
+        if checklist.is_file():
+            digest.update(checklist.read_bytes())
     except OSError as problem:
         raise ModelError(f"model '{model}': {problem.filename}: {problem.strerror}") from None
-    checklist = checkpoint.folder / "checklist.chk"
-    if checklist.is_file():
-        digest.update(checklist.read_bytes())
     return digest.hexdigest()[:16]
 
 

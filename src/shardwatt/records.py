@@ -11,14 +11,14 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shardwatt.cell import Cell
+from shardwatt.cell import AXES, Cell, is_axis_value
 from shardwatt.errors import Reason, RecordError
+from shardwatt.mistakes import explain
 from shardwatt.study import Constants
-from shardwatt.yamlfile import explain
 
 SCHEMA_VERSION: Literal[1] = 1
 
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -62,7 +62,7 @@ class Scope(StrEnum):
 class RecordModel(BaseModel):
     """Base of what is written to disk: nothing unknown is accepted when it is read back."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Device(RecordModel):
@@ -253,6 +253,13 @@ class CellRecord(RecordModel):
     cap: str
     repeat: int
 
+    @model_validator(mode="after")
+    def _strict_axes(self) -> CellRecord:
+        for axis in AXES:
+            if not is_axis_value(axis, str(getattr(self, axis))):
+                raise ValueError(f"{axis}: {getattr(self, axis)!r} is no value of this axis")
+        return self
+
     @classmethod
     def of(cls, cell: Cell) -> CellRecord:
         return cls(**{axis: getattr(cell, axis) for axis in cls.model_fields})
@@ -340,19 +347,33 @@ def read(model: type[Kind], path: Path) -> Kind:
         RecordError: it is torn, of another schema version, or contradicts itself.
     """
     try:
-        content = json.loads(path.read_bytes())
+        text = path.read_bytes()
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as problem:
+    except OSError as problem:
         raise RecordError(f"{path}: torn or unreadable: {problem}") from None
-    if isinstance(content, dict) and content.get("schema_version") != SCHEMA_VERSION:
-        raise RecordError(
-            f"{path}: schema version {content.get('schema_version')}; expected {SCHEMA_VERSION}"
-        )
     try:
-        return model.model_validate(content)
+        record = model.model_validate_json(text)
     except ValidationError as problem:
-        raise RecordError(f"{path}: {explain(problem, model)}") from None
+        raise RecordError(f"{path}: {_mistake(text, model, problem)}") from None
+    if "schema_version" not in record.model_fields_set:
+        raise RecordError(f"{path}: {_other_version(None)}")
+    return record
+
+
+def _mistake(text: bytes, model: type[RecordModel], problem: ValidationError) -> str:
+    """What is wrong with a record that was refused, the likeliest cause first."""
+    try:
+        content = json.loads(text)
+    except ValueError as torn:
+        return f"torn or unreadable: {torn}"
+    if isinstance(content, dict) and content.get("schema_version") != SCHEMA_VERSION:
+        return _other_version(content.get("schema_version"))
+    return explain(problem, model, content)
+
+
+def _other_version(found: object) -> str:
+    return f"schema version {found}; expected {SCHEMA_VERSION}"
 
 
 def write(record: RecordModel, path: Path) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
-from shardwatt.cell import AXIS_PATTERNS
+from shardwatt.cell import AXIS_PATTERNS, NAME_WORDS
 from shardwatt.errors import SiteError
-from shardwatt.yamlfile import StrictModel, parse_model, read_mapping
+from shardwatt.yamlfile import Form, StrictModel, parse_model, read_mapping
 
-GpuName = Annotated[str, StringConstraints(pattern=rf"^{AXIS_PATTERNS['gpu']}$")]
+GpuName = Annotated[str, Form(AXIS_PATTERNS["gpu"], NAME_WORDS)]
 
 #: Environment variables that override a site's folders, for one shell.
 FOLDER_VARIABLES = {"models": "SHARDWATT_MODELS", "data": "SHARDWATT_DATA"}
@@ -24,13 +24,13 @@ class GpuType(StrictModel):
 
     kind: Literal["cuda", "cpu"]
     """`cuda` for NVIDIA GPUs; `cpu` runs every shard as a process on the processor."""
-    per_node: Annotated[int, Field(ge=1)]
+    per_node: Annotated[int, Field(ge=1, strict=True)]
     """Devices in a node. For `cpu`: how many shards one machine may hold."""
-    memory_gib: Annotated[float, Field(gt=0)]
+    memory_gib: Annotated[float, Field(gt=0, strict=True)]
     """Memory of one device in GiB. For `cpu`: the machine's memory over `per_node`."""
-    tdp_w: Annotated[float, Field(gt=0)] | None = None
-    """Thermal design power of one device in W, from its data sheet; for `cpu` that of the machine's
-    processors together. Without it, energy that cannot be measured is reported as unavailable."""
+    tdp_w: Annotated[float, Field(gt=0, strict=True)] | None = None
+    """For `cpu`: thermal design power in W of the machine's processors together, from their data sheet.
+    Their energy is estimated with it; without it that is reported as unavailable. Not used for `cuda`."""
     tdp_source: str | None = None
     """Where `tdp_w` comes from; written into every estimate made with it."""
 
@@ -38,7 +38,7 @@ class GpuType(StrictModel):
 class Site(StrictModel):
     """What the place offers. Nothing about it stands in a study."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    name: Annotated[str, Form(r"[a-z0-9][a-z0-9-]*", "lower-case letters, digits and -")]
     """Short name of the place, written into every record."""
     launcher: Literal["local"]
     """How ranks start: `local` uses submitit on this machine."""
@@ -48,11 +48,11 @@ class Site(StrictModel):
     """Folder with the data sets' files; what is missing is downloaded there."""
     gpus: Annotated[dict[GpuName, GpuType], Field(min_length=1)]
     """The GPU types, under the names that studies use."""
-    threads_per_rank: Annotated[int, Field(ge=1)] | None = None
+    threads_per_rank: Annotated[int, Field(ge=1, strict=True)] | None = None
     """CPU threads of one rank; None shares the machine's processors evenly among its ranks."""
-    start_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    start_timeout_s: Annotated[float, Field(gt=0, strict=True)] = 300.0
     """Longest time in s from starting the ranks until all have met."""
-    collective_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    collective_timeout_s: Annotated[float, Field(gt=0, strict=True)] = 600.0
     """Longest time in s that a rank waits for the others before the cell fails."""
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
-from shardwatt.cell import AXES, COUNT_AXES, is_axis_value
+from shardwatt.cell import AXES, AXIS_PATTERNS, COUNT_AXES, NAME_WORDS, STUDY_PATTERN, is_axis_value
 from shardwatt.errors import StudyError, suggestion
-from shardwatt.yamlfile import StrictModel, parse_model, read_mapping
+from shardwatt.yamlfile import Form, StrictModel, parse_model, read_mapping
 
 Count = Annotated[int, Field(ge=1, le=999_999, strict=True)]
 Item = TypeVar("Item")
@@ -23,8 +24,9 @@ def _as_list(value: object) -> object:
 
 
 def _no_doubles(values: list[Item]) -> list[Item]:
-    if len(set(values)) < len(values):
-        raise ValueError("a value stands twice")
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value!r} stands {values.count(value)} times; expected each value once")
     return values
 
 
@@ -49,19 +51,10 @@ OneOrMore = Annotated[
 ]
 
 
-def _axis_value(axis: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not is_axis_value(axis, value):
-            raise ValueError("lower-case letters, digits and single . _ - between them are allowed")
-        return value
-
-    return AfterValidator(check)
-
-
-EngineName = Annotated[str, _axis_value("engine")]
-ModelName = Annotated[str, _axis_value("model")]
-GpuName = Annotated[str, _axis_value("gpu")]
-DatasetName = Annotated[str, _axis_value("dataset")]
+EngineName = Annotated[str, Form(AXIS_PATTERNS["engine"], NAME_WORDS)]
+ModelName = Annotated[str, Form(AXIS_PATTERNS["model"], NAME_WORDS)]
+GpuName = Annotated[str, Form(AXIS_PATTERNS["gpu"], NAME_WORDS)]
+DatasetName = Annotated[str, Form(AXIS_PATTERNS["dataset"], NAME_WORDS)]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -69,21 +62,38 @@ def _count_or(word: str) -> BeforeValidator:
     def check(value: object) -> object:
         whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 999_999
         if value != word and not whole:
-            raise ValueError(f"a whole number from 1 to 999999, or '{word}', is allowed")
+            near = suggestion(value, [word]) if isinstance(value, str) else ""
+            raise ValueError(f"expected a whole number from 1 to 999999, or '{word}'{near}")
         return value
 
-    return BeforeValidator(check, json_schema_input_type=int | Literal[word])
+    return BeforeValidator(check, json_schema_input_type=Count | Literal[word])
 
 
 Shards = Annotated[int | str, _count_or("minimum")]
 Cap = Annotated[int | str, _count_or("none")]
 
 
+def _known_axes(entry: dict[str, list[str | int]]) -> dict[str, list[str | int]]:
+    if not entry:
+        raise ValueError("an empty entry would exclude every cell; name at least one axis")
+    for axis, values in entry.items():
+        if axis not in AXES:
+            raise ValueError(f"unknown axis '{axis}'{suggestion(axis, AXES)}; allowed: {', '.join(AXES)}")
+        for value in values:
+            if not is_axis_value(axis, str(value)):
+                kind = "a whole number" if axis in COUNT_AXES else "a name"
+                raise ValueError(f"'{value}' is no value of axis {axis}; expected {kind}")
+    return entry
+
+
+Exclusion = Annotated[dict[str, OneOrMore[str | int]], AfterValidator(_known_axes)]
+
+
 class Block(StrictModel):
     """A cross product: each axis is one value or a list of values."""
 
     name: str | None = None
-    """What this block is for; shown in plans."""
+    """What this block is for: a note to whoever reads the study."""
     engine: OneOrMore[EngineName] = ["reference"]
     """The inference loop."""
     model: OneOrMore[ModelName]
@@ -111,13 +121,13 @@ class Constants(StrictModel):
 
     prompts: Count
     """Prompts sampled from each data set, without replacement."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 2023
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 2023
     """Seed of the prompt sample and of the sampled tokens."""
-    temperature: Annotated[float, Field(ge=0, le=10)] = 0.8
+    temperature: Annotated[float, Field(ge=0, le=10, strict=True)] = 0.8
     """Sampling temperature; 0 takes the likeliest token (default: arXiv 2310.03003)."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    top_p: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.95
     """Nucleus of the sampling (default: arXiv 2310.03003)."""
-    warmup_tokens: Annotated[int, Field(ge=0, le=4096)] = 16
+    warmup_tokens: Annotated[int, Field(ge=0, le=4096, strict=True)] = 16
     """New tokens of the warm-up batch, which is not counted; 0 for no warm-up."""
     cache_tokens: Count | None = None
     """Positions of the KV cache; None: min(context, longest prompt of the batch + length)."""
@@ -136,25 +146,8 @@ class Study(Constants):
     """One line that says what the study is about; heads its report."""
     matrix: Annotated[list[Block], Field(min_length=1)]
     """Blocks whose cells together are the study; a cell in several blocks counts once."""
-    exclude: list[dict[str, OneOrMore[str | int]]] = []
+    exclude: list[Exclusion] = []
     """Cells to leave out: a cell is excluded if it matches every axis of an entry."""
-
-    @field_validator("exclude")
-    @classmethod
-    def _known_axes(cls, entries: list[dict[str, list[str | int]]]) -> list[dict[str, list[str | int]]]:
-        for entry in entries:
-            if not entry:
-                raise ValueError("an empty entry would exclude every cell; name at least one axis")
-            for axis, values in entry.items():
-                if axis not in AXES:
-                    raise ValueError(
-                        f"unknown axis '{axis}'{suggestion(axis, AXES)}; allowed: {', '.join(AXES)}"
-                    )
-                for value in values:
-                    if not is_axis_value(axis, str(value)):
-                        kind = "a whole number" if axis in COUNT_AXES else "a name"
-                        raise ValueError(f"'{value}' is no value of axis {axis}; expected {kind}")
-        return entries
 
     @property
     def constants(self) -> Constants:
@@ -179,6 +172,8 @@ def load_study(root: Path, name: str) -> Study:
         StudyError: there is no such study, or its file has a mistake.
     """
     path = study_file(root, name)
+    if re.fullmatch(STUDY_PATTERN, name) is None:
+        raise StudyError(f"'{name}' cannot name a study; expected {NAME_WORDS} ({path.parent}/NAME.yaml)")
     if not path.is_file():
         known = study_names(root)
         raise StudyError(

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
-from shardwatt.errors import ShardwattError, suggestion
+from shardwatt.errors import ShardwattError
+from shardwatt.mistakes import explain
 
 
 class StrictModel(BaseModel):
     """Base of everything that a user writes: unknown keys are refused, values are fixed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a text must look like: a pattern for machines and editors, words for people.
+
+    Attributes:
+        pattern: regular expression that the whole text matches.
+        words: what is allowed, as said to the user.
+    """
+
+    pattern: str
+    words: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "pattern": f"^{self.pattern}$"}
+
+    def _check(self, text: str) -> str:
+        if re.fullmatch(self.pattern, text) is None:
+            raise ValueError(f"expected {self.words}")
+        return text
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -47,13 +77,16 @@ def read_mapping(path: Path, error: type[ShardwattError]) -> dict[str, Any]:
             content = yaml.load(stream, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}") from None
-    except UnicodeDecodeError:
-        raise error(f"{path}: is no UTF-8 text") from None
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: is no UTF-8 text: byte {problem.start} is not; save it as UTF-8") from None
     except yaml.MarkedYAMLError as problem:
         line = problem.problem_mark.line + 1 if problem.problem_mark else "?"
         raise error(f"{path}, line {line}: no valid YAML: {problem.problem}") from None
-    except yaml.YAMLError as problem:
-        raise error(f"{path}: no valid YAML: {problem}") from None
+    except (yaml.YAMLError, ValueError) as problem:
+        # A forbidden character, or a date that no calendar has.
+        raise error(f"{path}: no valid YAML: {' '.join(str(problem).split())}") from None
+    if content is None:
+        raise error(f"{path}: is empty; expected keys and values")
     if not isinstance(content, dict):
         raise error(f"{path}: expected keys and values, found {type(content).__name__}")
     return content
@@ -70,52 +103,4 @@ def parse_model(
     try:
         return model.model_validate(content)
     except ValidationError as problem:
-        raise error(f"{source}: {explain(problem, model)}") from None
-
-
-def explain(problem: ValidationError, model: type[BaseModel]) -> str:
-    """Put a pydantic error into words: key, what was found, what is allowed."""
-    return "; ".join(_explain_one(dict(detail), model) for detail in problem.errors())
-
-
-def _explain_one(detail: dict[str, Any], model: type[BaseModel]) -> str:
-    location = detail["loc"]
-    key = ".".join(str(part) for part in location) or "the file"
-    kind = detail["type"]
-    found = _shown(detail.get("input"))
-    if kind == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
-        return f"{key}: unknown key{suggestion(str(location[-1]), known)}; allowed: {', '.join(known)}"
-    if kind == "missing":
-        return f"{key}: is missing"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{key}: found {found}: {message[0].lower()}{message[1:]}"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Keys allowed at a place in a model: follows lists and mappings of models."""
-    schema = model.model_json_schema()
-    definitions = schema.get("$defs", {})
-    node: dict[str, Any] = schema
-    for part in location:
-        node = _resolve(node, definitions)
-        if isinstance(part, int):
-            node = node.get("items", {})
-        else:
-            node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
-    return sorted(_resolve(node, definitions).get("properties", {}))
-
-
-def _resolve(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    for choice in node.get("anyOf", []):
-        if "$ref" in choice:
-            node = choice
-    if "$ref" in node:
-        resolved: dict[str, Any] = definitions[node["$ref"].rsplit("/", 1)[1]]
-        return resolved
-    return node
+        raise error(f"{source}: {explain(problem, model, content)}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shardwatt.architectures import Architecture
@@ -77,9 +78,14 @@ def fewest_shards(
     batch: int,
     length: int,
     cache_tokens: int | None = None,
+    counts: Iterable[int] | None = None,
 ) -> int | None:
-    """The smallest allowed shard count whose need is at most a device's memory; None if none is."""
-    for shards in architecture.allowed_shards():
+    """The smallest shard count whose need is at most a device's memory; None if none is.
+
+    Args:
+        counts: the counts to choose from, ascending; None for all that the model's shape allows.
+    """
+    for shards in architecture.allowed_shards() if counts is None else counts:
         need = memory_need(
             architecture,
             precision=precision,

@@ -1,0 +1,219 @@
+"""Guards the way from a study to its cells: crossing, excluding, fewest shards, and what is impossible."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardwatt.cell import Cell
+from shardwatt.errors import StudyError
+from shardwatt.matrix import expand
+from shardwatt.models import recipe_file
+from shardwatt.site import Site
+from shardwatt.study import Study
+from small_project import (
+    BLOCK,
+    GPUS,
+    blocks,
+    make_checkpoint,
+    make_root,
+    make_site,
+    study_content,
+    write_yaml,
+)
+
+PARAMS_7B = {"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "vocab_size": -1}
+PARAMS_13B = {"dim": 5120, "multiple_of": 256, "n_heads": 40, "n_layers": 40, "vocab_size": -1}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Site]:
+    """A project, and a site with LLaMA 7B, 13B and 65B in the shard counts that the tests use."""
+    folder = tmp_path_factory.mktemp("place")
+    root, models = make_root(folder / "project"), folder / "models"
+    for shards in (1, 2):
+        make_checkpoint(models / "llama-7b" / f"shards-{shards}", shards, PARAMS_7B)
+        make_checkpoint(models / "llama-13b" / f"shards-{shards}", shards, PARAMS_13B)
+    for shards in (4, 8):
+        make_checkpoint(models / "llama-65b" / f"shards-{shards}", shards)
+    return root, make_site(folder)
+
+
+def cells(place: tuple[Path, Site], **changes: Any) -> tuple[Cell, ...]:
+    root, site = place
+    return expand(root, "mine", Study(**study_content(**changes)), site)
+
+
+def refusal(place: tuple[Path, Site], **changes: Any) -> str:
+    """The message without the file's name, which it begins with."""
+    with pytest.raises(StudyError) as caught:
+        cells(place, **changes)
+    file, _, message = str(caught.value).partition(": ")
+    assert file == f"{place[0]}/config/studies/mine.yaml"
+    return message
+
+
+def test_a_block_is_a_cross_product_in_the_order_of_its_lists(place: tuple[Path, Site]) -> None:
+    found = cells(place, **blocks(batch=[128, 64], length=[256, 512], dataset=["gsm8k", "alpaca"]))
+    assert [(cell.batch, cell.length, cell.dataset) for cell in found] == list(
+        product([128, 64], [256, 512], ["gsm8k", "alpaca"])
+    )
+    assert {cell.cap for cell in found} == {"none"}
+
+
+def test_a_cell_in_several_blocks_counts_once_where_it_comes_first(place: tuple[Path, Site]) -> None:
+    found = cells(place, matrix=[{**BLOCK, "batch": [64, 128]}, {**BLOCK, "batch": [256, 64]}])
+    assert [cell.batch for cell in found] == [64, 128, 256]
+
+
+def test_a_power_cap_that_nothing_would_set_is_refused(place: tuple[Path, Site]) -> None:
+    """A record that only says 175 W would be false."""
+    assert refusal(place, **blocks(cap=["none", 175])) == "matrix.0.cap: found '175'; allowed: none"
+
+
+@given(
+    batches=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, unique=True),
+    lengths=st.lists(st.sampled_from([32, 64, 128]), min_size=1, unique=True),
+    data=st.data(),
+)
+def test_exclusion_leaves_out_what_matches_every_axis_of_an_entry_and_nothing_else(
+    place: tuple[Path, Site], batches: list[int], lengths: list[int], data: st.DataObject
+) -> None:
+    out_batches = data.draw(st.lists(st.sampled_from(batches), min_size=1, unique=True))
+    out_lengths = data.draw(st.lists(st.sampled_from(lengths), min_size=1, unique=True))
+    changes = blocks(batch=batches, length=lengths)
+    left = [
+        pair for pair in product(batches, lengths) if not (pair[0] in out_batches and pair[1] in out_lengths)
+    ]
+    exclude = [{"batch": out_batches, "length": out_lengths}]
+    if left:
+        found = cells(place, **changes, exclude=exclude)
+        assert [(cell.batch, cell.length) for cell in found] == left
+    else:
+        assert refusal(place, **changes, exclude=exclude) == "exclude leaves no cell; expected at least one"
+
+
+def test_entries_of_exclude_work_apart_from_each_other(place: tuple[Path, Site]) -> None:
+    found = cells(
+        place,
+        **blocks(batch=[64, 128, 256], repeat=[1, 2]),
+        exclude=[{"batch": 64}, {"repeat": 1, "batch": [128, 256]}],
+    )
+    assert [(cell.batch, cell.repeat) for cell in found] == [(128, 2), (256, 2)]
+
+
+@pytest.mark.parametrize("batch", [64, "64"])
+def test_a_number_excludes_whether_or_not_it_is_quoted(place: tuple[Path, Site], batch: int | str) -> None:
+    found = cells(place, **blocks(batch=[64, 128]), exclude=[{"batch": batch}])
+    assert [cell.batch for cell in found] == [128]
+
+
+def test_an_exclusion_that_could_match_nothing_is_a_misspelling(place: tuple[Path, Site]) -> None:
+    message = refusal(place, exclude=[{"batch": 64, "dataset": "gms8k"}])
+    assert message == (
+        "exclude.0.dataset: found 'gms8k'; did you mean 'gsm8k'?; expected a value that a block has: gsm8k"
+    )
+
+
+def test_what_is_excluded_need_not_be_possible(place: tuple[Path, Site]) -> None:
+    found = cells(place, **blocks(shards=[8, 5, 16]), exclude=[{"shards": [5, 16]}])
+    assert [cell.shards for cell in found] == [8]
+    with_minimum = blocks(gpu=["v100", "cpu"], shards="minimum")
+    assert "fits on no number of cpu" in refusal(place, **with_minimum)
+    assert [cell.gpu for cell in cells(place, **with_minimum, exclude=[{"gpu": "cpu"}])] == ["v100"]
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "shards"),
+    [
+        ("llama-7b", "v100", 1),
+        ("llama-7b", "a100", 1),
+        ("llama-13b", "v100", 2),
+        ("llama-13b", "a100", 1),
+        ("llama-65b", "v100", 8),
+        ("llama-65b", "a100", 4),
+    ],
+)
+def test_minimum_is_the_bare_minimum_hardware_of_table_2(
+    place: tuple[Path, Site], model: str, gpu: str, shards: int
+) -> None:
+    """Table II of arXiv 2310.03003: batch 64, maximum length 256."""
+    found = cells(place, **blocks(model=model, gpu=gpu, shards="minimum"), cache_tokens=512)
+    assert [cell.shards for cell in found] == [shards]
+
+
+def test_minimum_may_be_excluded_by_the_number_that_it_is(place: tuple[Path, Site]) -> None:
+    both = blocks(gpu=["v100", "a100"], shards="minimum")
+    found = cells(place, **both, cache_tokens=512, exclude=[{"shards": 8}])
+    assert [(cell.gpu, cell.shards) for cell in found] == [("a100", 4)]
+
+
+def test_minimum_chooses_among_counts_that_fill_nodes(tmp_path: Path) -> None:
+    """On nodes of three, four shards have no layout on one machine; one that has is taken, or none."""
+    root = make_root(tmp_path / "project")
+    site = make_site(tmp_path, gpus={"a100": {**GPUS["a100"], "per_node": 3}})
+    study = Study(**study_content(**blocks(gpu="a100", shards="minimum"), cache_tokens=512))
+    with pytest.raises(
+        StudyError,
+        match=r"matrix\.0\.shards: minimum: llama-65b at batch 64, length 256 fits on no number of a100 with "
+        r"80 GiB that site 'testbed' can give; use a smaller batch or another GPU type",
+    ):
+        expand(root, "mine", study, site)
+
+
+def test_minimum_needs_the_models_shape(place: tuple[Path, Site]) -> None:
+    assert "shards: minimum: the shape of model 'mistral' is not known here; put its params.json" in refusal(
+        place, **blocks(model="mistral", shards="minimum")
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": "referense"}, "matrix.0.engine: found 'referense'; did you mean 'reference'?; allowed: "),
+        ({"gpu": "v10"}, "matrix.0.gpu: found 'v10'; did you mean 'v100'?; allowed: v100, a100, cpu"),
+        ({"dataset": "gsm"}, "matrix.0.dataset: found 'gsm'; did you mean 'gsm8k'?; allowed: alpaca, gsm8k"),
+        ({"model": "lama-65b"}, "unknown model 'lama-65b'; did you mean 'llama-65b'?; "),
+        ({"shards": 16}, "shards: 16 needs 2 nodes of 8 v100, and launcher `local` has one; use up to 8"),
+        ({"shards": 2}, "model 'llama-65b' in "),
+    ],
+)
+def test_a_value_that_the_place_does_not_have_is_refused(
+    place: tuple[Path, Site], changes: dict[str, Any], message: str
+) -> None:
+    assert refusal(place, **blocks(**changes)).startswith(message)
+
+
+def test_shards_that_do_not_divide_the_heads_are_refused_with_those_that_do(
+    place: tuple[Path, Site],
+) -> None:
+    message = refusal(place, **blocks(shards=12))
+    assert message.startswith("shards: 12 does not divide llama-65b's 64 heads")
+    assert message.endswith("; use 1, 2, 4, 8, 16, 32 or 64")
+
+
+def test_every_block_is_checked(place: tuple[Path, Site]) -> None:
+    message = refusal(place, matrix=[BLOCK, {**BLOCK, "gpu": "h100"}])
+    assert message.startswith("matrix.1.gpu: found 'h100'; ")
+
+
+def test_a_wrong_recipe_or_params_json_is_told_of_the_study(place: tuple[Path, Site], tmp_path: Path) -> None:
+    root = make_root(tmp_path / "project")
+    write_yaml(recipe_file(root, "tiny"), {"about": "no size"})
+    with pytest.raises(StudyError, match=r"mine\.yaml: model 'tiny': .*tiny\.yaml: \n  dim: is missing"):
+        cells((root, place[1]), **blocks(model="tiny"))
+
+
+def test_results_can_be_read_where_the_models_are_not(place: tuple[Path, Site], tmp_path: Path) -> None:
+    root, site = place
+    elsewhere = site.model_copy(update={"models": tmp_path / "no models here"})
+    study = Study(**study_content())
+    with pytest.raises(StudyError, match="unknown model"):
+        expand(root, "mine", study, elsewhere)
+    without = expand(root, "mine", study, elsewhere, with_models=False)
+    assert without == expand(root, "mine", study, site)
