@@ -1,0 +1,95 @@
+"""A tiny LLaMA for the tests of the engine, and processes that run it as ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from shardwatt.architectures import Architecture, from_params
+from shardwatt.engine.make_weights import make_weights
+from shardwatt.engine.parallel import Ranks, join
+from shardwatt.engine.reference import Reference, load
+from shardwatt.models import Checkpoint, Recipe
+
+EOS = 2
+
+RECIPE = Recipe(
+    about="tiny",
+    dim=64,
+    n_layers=2,
+    n_heads=4,
+    multiple_of=32,
+    context=128,
+    vocab_size=300,
+    mean_response_tokens=8,
+    shards=[1],
+    seed=3,
+)
+
+
+def shape(kv_heads: int = 4) -> Architecture:
+    params = RECIPE.model_dump(include={"dim", "n_layers", "n_heads", "multiple_of", "vocab_size"})
+    return from_params({**params, "n_kv_heads": kv_heads, "max_seq_len": RECIPE.context})
+
+
+def make(folder: Path, shards: int = 1, kv_heads: int = 4) -> Checkpoint:
+    """Make the tiny model; not while this process is in a group."""
+    make_weights(RECIPE, shape(kv_heads), shards, folder, EOS)
+    return Checkpoint(folder, folder / "tokenizer.model", shards)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[Ranks]:
+    """A group of this process."""
+    folder.mkdir()
+    ranks = join(folder, rank=0, count=1, device="cpu", start_timeout_s=30, collective_timeout_s=30)
+    try:
+        yield ranks
+    finally:
+        ranks.leave()
+
+
+def open_engine(
+    checkpoint: Checkpoint, kv_heads: int = 4, *, precision: str = "fp32", rank: int = 0, eos_id: int = EOS
+) -> Reference:
+    return load(
+        architecture=shape(kv_heads),
+        checkpoint=checkpoint,
+        precision=precision,
+        device="cpu",
+        rank=rank,
+        ranks=checkpoint.shards,
+        vocab_size=RECIPE.vocab_size,
+        eos_id=eos_id,
+    )
+
+
+def off(logits: Tensor, exact: Tensor) -> float:
+    """Largest difference over the largest logit; ids 0 and 1 left out, which are made very unlikely."""
+    return float((logits - exact)[..., 2:].abs().max() / exact[..., 2:].abs().max())
+
+
+def run_ranks(folder: Path, task: str, count: int, **options: object) -> list[Any]:
+    """Run a task of engine_rank.py in so many processes; what each one reported, None where it died."""
+    folder.mkdir()
+    words = [sys.executable, str(Path(__file__).with_name("engine_rank.py")), task, str(folder), str(count)]
+    processes = [
+        subprocess.Popen([*words, str(rank), json.dumps(options)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        for rank in range(count)
+    ]
+    try:
+        for process in processes:
+            process.wait(timeout=120)
+    finally:
+        for process in processes:
+            process.kill()
+    files = [folder / f"report-{rank}.json" for rank in range(count)]
+    return [json.loads(file.read_text()) if file.is_file() else None for file in files]

@@ -1,0 +1,183 @@
+"""The published loop's bookkeeping: which steps it takes, what they count as, and where answers are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import engine_tiny
+from shardwatt.engine.failures import torch_failures
+from shardwatt.engine.protocol import BatchRequest, BatchResult, Sampling
+from shardwatt.engine.reference import Reference
+from shardwatt.errors import CellFailure, DoesNotFit, Reason
+
+GREEDY = Sampling(temperature=0, top_p=1, seed=0)
+SAMPLED = Sampling(temperature=0.8, top_p=0.95, seed=11)
+NEVER_EOS = 1  # the made weights never say it
+SHORT, MIDDLE, LONG = [1, 40, 41], [1, 7, 9, 250, 33], [1, 5, 80, 81, 82, 83, 84, 11]
+MIXED = [MIDDLE, SHORT, LONG]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
+    folder = tmp_path_factory.mktemp("reference")
+    checkpoint = engine_tiny.make(folder / "model")
+    with engine_tiny.alone(folder / "group"):
+        opened = engine_tiny.open_engine(checkpoint, eos_id=NEVER_EOS)
+        opened.allocate(4, 64)
+        yield opened
+
+
+def ask(
+    engine: Reference,
+    prompts: list[list[int]],
+    length: int,
+    *,
+    positions: int = 64,
+    sampling: Sampling = GREEDY,
+    index: int = 0,
+) -> BatchResult:
+    return engine.generate(BatchRequest(index, prompts, length, positions), sampling, lambda rows: None)
+
+
+def with_eos(engine: Reference, eos_id: int) -> Reference:
+    return Reference(engine.model, engine.device, eos_id)
+
+
+@torch.inference_mode()
+def greedy_alone(engine: Reference, prompt: list[int], length: int) -> list[int]:
+    """Answer one prompt by feeding everything again for each token."""
+    tokens = list(prompt)
+    for _ in range(length):
+        tokens.append(int(engine.model(torch.tensor([tokens]), 0).argmax()))
+    return tokens[len(prompt) :]
+
+
+def test_longer_prompts_are_walked_and_never_overwritten(engine: Reference) -> None:
+    alone = [greedy_alone(engine, prompt, 10) for prompt in MIXED]
+    assert ask(engine, MIXED, 10).tokens == alone
+
+
+def test_steps_are_prefill_to_the_shortest_prompt_then_token_by_token(engine: Reference) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def note(module: nn.Module, arguments: tuple[Tensor, int]) -> None:
+        tokens, start = arguments
+        seen.append((tokens.shape[0], tokens.shape[1], start))
+
+    counted: list[int] = []
+    hook = engine.model.register_forward_pre_hook(note)
+    try:
+        result = engine.generate(BatchRequest(0, MIXED, 4, 64), GREEDY, counted.append)
+    finally:
+        hook.remove()
+    # Shortest 3, longest 8, total 12: tokens 3 to 7 walk through prompts, 8 to 10 decode.
+    assert seen == [(3, 3, 0), *((3, 1, start) for start in range(3, 11))]
+    assert counted == [3] * 9
+    assert result.generated_tokens == 27
+    assert [phase.name for phase in result.phases] == ["prefill", "walk", "decode"]
+
+
+def test_phases_follow_each_other_in_time(engine: Reference) -> None:
+    times = [t for phase in ask(engine, MIXED, 4).phases for t in (phase.start_s, phase.stop_s)]
+    assert times == sorted(times)
+    assert all(start < stop for start, stop in zip(times[::2], times[1::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "length", "names", "steps"),
+    [
+        ([MIDDLE, MIDDLE], 4, ["prefill", "decode"], 4),
+        ([MIDDLE], 1, ["prefill"], 1),
+        ([SHORT, MIDDLE], 1, ["prefill", "walk"], 3),
+    ],
+)
+def test_a_phase_without_steps_is_left_out(
+    engine: Reference, prompts: list[list[int]], length: int, names: list[str], steps: int
+) -> None:
+    result = ask(engine, prompts, length)
+    assert [phase.name for phase in result.phases] == names
+    assert result.generated_tokens == steps * len(prompts)
+    assert [len(tokens) for tokens in result.tokens] == [length] * len(prompts)
+
+
+def test_answers_are_cut_at_length(engine: Reference) -> None:
+    result = ask(engine, MIXED, 6)
+    assert [len(tokens) for tokens in result.tokens] == [6, 6, 6]
+    assert result.finish == ["length"] * 3
+
+
+def test_answers_are_cut_before_the_end_of_sequence_and_the_loop_goes_on(engine: Reference) -> None:
+    whole = ask(engine, MIXED, 10)
+    eos_id = whole.tokens[0][4]
+    result = ask(with_eos(engine, eos_id), MIXED, 10)
+    first = whole.tokens[0].index(eos_id)
+    assert result.tokens[0] == whole.tokens[0][:first]
+    assert result.finish[0] == "eos"
+    assert result.generated_tokens == whole.generated_tokens
+
+
+def test_an_end_of_sequence_in_the_prompt_cuts_nothing(engine: Reference) -> None:
+    whole = ask(engine, [MIDDLE], 6)
+    in_prompt = next(token for token in MIDDLE if token not in whole.tokens[0])
+    assert ask(with_eos(engine, in_prompt), [MIDDLE], 6).tokens == whole.tokens
+
+
+def test_an_end_of_sequence_past_the_length_does_not_count(engine: Reference) -> None:
+    # The short row computes on until the long one has its tokens; what comes after is not its answer.
+    whole = greedy_alone(engine, SHORT, 9)
+    late = next(token for token in whole[4:] if token not in whole[:4])
+    result = ask(with_eos(engine, late), [SHORT, LONG], 4)
+    assert result.tokens[0] == whole[:4]
+    assert result.finish[0] == "length"
+
+
+def test_a_full_cache_ends_rows_and_says_so(engine: Reference) -> None:
+    result = ask(engine, MIXED, 10, positions=11)
+    assert [len(tokens) for tokens in result.tokens] == [6, 8, 3]
+    assert result.finish == ["context"] * 3
+    assert result.generated_tokens == 3 * 8
+    result = ask(engine, MIXED, 6, positions=11)
+    assert result.finish == ["length", "length", "context"]
+
+
+def test_the_same_seed_gives_the_same_answers(engine: Reference) -> None:
+    first = ask(engine, MIXED, 12, sampling=SAMPLED)
+    ask(engine, MIXED, 12, sampling=SAMPLED, index=1)
+    again = ask(engine, MIXED, 12, sampling=SAMPLED)
+    assert first.tokens == again.tokens
+    assert first.tokens != ask(engine, MIXED, 12, sampling=SAMPLED, index=1).tokens
+    assert first.tokens != ask(engine, MIXED, 12, sampling=Sampling(0.8, 0.95, seed=12)).tokens
+
+
+def test_a_batch_smaller_than_the_cache_ignores_what_it_held(engine: Reference) -> None:
+    ask(engine, [LONG] * 4, 20)
+    assert ask(engine, [SHORT], 8).tokens == [greedy_alone(engine, SHORT, 8)]
+
+
+def test_memory_that_the_host_lacks_is_a_failure_of_the_host(engine: Reference) -> None:
+    with pytest.raises(CellFailure, match="host ran out of memory") as caught:
+        with_eos(engine, 2).allocate(10**7, 10**6)
+    assert caught.value.reason is Reason.HOST_OOM
+    engine.allocate(4, 64)
+
+
+def test_memory_that_a_device_lacks_does_not_fit() -> None:
+    with pytest.raises(DoesNotFit, match=r"Tried to allocate 2\.00 GiB\.$"), torch_failures():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+
+def test_an_error_of_another_kind_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), torch_failures():
+        raise RuntimeError("shapes do not match")
+
+
+def test_peak_memory_is_of_this_process(engine: Reference) -> None:
+    before = engine.peak_memory_gib()
+    # A quarter of a GiB more than ever before: zeros are touched, so they are resident.
+    held = torch.ones(int((before + 0.25) * 2**30 / 4))
+    assert before + 0.2 < engine.peak_memory_gib() < before * 2 + 1
+    assert held.numel() > 0
