@@ -1,0 +1,154 @@
+"""One start of a cell: its work folder, its start and end on disk, and its failure, if it fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+from shardwatt.errors import CellFailure, Reason, RecordError, ShardwattError, storage_failure
+from shardwatt.layout import CellPaths
+from shardwatt.records import Attempt, CellRecord, Failure, Outcome, write
+from shardwatt.run.signals import EndingSignals
+from shardwatt.run.workfolder import WorkFolder, remove_abandoned
+
+#: Lines of a log that a failure quotes.
+TAIL_LINES = 20
+
+log = logging.getLogger(__name__)
+
+
+class OpenAttempt:
+    """An attempt from its start to its end.
+
+    Entered before anything is written, so that whatever is raised inside, by `begin` too, is written
+    down: as failure.json, in the attempt's record, and in the log. It leaves as a CellFailure.
+
+    Attributes:
+        paths: where the cell lies.
+        job_id: Slurm's, or one made of time and process.
+        node: this host.
+        started_at: UTC.
+        outcome: how it ended, unless something is raised.
+        reason: the same in words.
+        work: where it writes, after `begin`.
+    """
+
+    def __init__(self, paths: CellPaths, constants_hash: str, signals: EndingSignals) -> None:
+        self.paths = paths
+        self.started_at = datetime.now(UTC)
+        self.node = platform.node()
+        self.job_id = os.environ.get("SLURM_JOB_ID") or (
+            f"local-{self.started_at:%Y%m%dT%H%M%S}-{os.getpid()}"
+        )
+        self.outcome = Outcome.OK
+        self.reason: str | None = None
+        self._constants_hash = constants_hash
+        self._signals = signals
+        self._folder: WorkFolder | None = None
+        self._log: logging.Handler | None = None
+
+    @property
+    def work(self) -> Path:
+        assert self._folder is not None, "before begin()"
+        return self._folder.path
+
+    def begin(self) -> None:
+        """Open the log, write the start down, make the work folder, remove those of killed attempts.
+
+        Raises:
+            OSError: logs/ or results/ cannot be written.
+        """
+        self.paths.logs.mkdir(parents=True, exist_ok=True)
+        # Appended: two supervisors of one cell must not empty each other's log.
+        self._log = logging.FileHandler(self.paths.supervisor_log, mode="a", encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("shardwatt").addHandler(self._log)
+        log.info("cell %s, job %s on %s", self.paths.cell.path, self.job_id, self.node)
+        self._write_attempt(ended=False)
+        begin = self.paths.work(self.job_id)
+        for folder in remove_abandoned(begin.parent):
+            log.info("removed %s, which a killed attempt left", folder)
+        self._folder = WorkFolder(begin)
+
+    def __enter__(self) -> OpenAttempt:
+        return self
+
+    def __exit__(self, kind: object, value: BaseException | None, trace: object) -> None:
+        self._signals.ignore()
+        failure = None if value is None else _as_failure(value)
+        if value is not None and failure is not None:
+            if failure.reason is Reason.INTERNAL_ERROR:
+                log.error("%s", "".join(traceback.format_exception(value)))
+            log.error("failed: %s: %s", failure.reason, failure.message)
+            self.outcome, self.reason = Outcome.FAILED, str(failure.reason)
+        try:
+            if failure is not None:
+                self._write_failure(failure)
+            self._write_attempt(ended=True)
+        except OSError as problem:
+            print(f"shardwatt: the logs cannot be written: {problem}", file=sys.stderr)
+        if self._folder is not None:
+            self._folder.remove()
+        if self._log is not None:
+            logging.getLogger("shardwatt").removeHandler(self._log)
+            self._log.close()
+        if failure is not None and failure is not value:
+            raise failure from None
+
+    def _write_attempt(self, *, ended: bool) -> None:
+        record = Attempt(
+            job_id=self.job_id,
+            node=self.node,
+            pid=os.getpid(),
+            started_at=self.started_at,
+            ended_at=datetime.now(UTC) if ended else None,
+            outcome=self.outcome if ended else None,
+            reason=self.reason if ended else None,
+        )
+        write(record, self.paths.attempt(self.job_id))
+
+    def _write_failure(self, failure: CellFailure) -> None:
+        source = self.paths.supervisor_log
+        if failure.rank is not None and self.paths.rank_log(failure.rank).is_file():
+            source = self.paths.rank_log(failure.rank)
+        record = Failure(
+            study=self.paths.study,
+            cell=CellRecord.of(self.paths.cell),
+            constants_hash=self._constants_hash,
+            job_id=self.job_id,
+            reason=failure.reason,
+            message=failure.message,
+            node=failure.node or self.node,
+            rank=failure.rank,
+            exit_code=failure.exit_code,
+            started_at=self.started_at,
+            ended_at=datetime.now(UTC),
+            log=str(source.relative_to(self.paths.base)),
+            log_tail=_tail(source),
+        )
+        write(record, self.paths.failure)
+
+
+def _tail(log_file: Path) -> list[str]:
+    try:
+        return log_file.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+    except OSError:
+        return []
+
+
+def _as_failure(problem: BaseException) -> CellFailure:
+    if isinstance(problem, CellFailure):
+        return problem
+    if isinstance(problem, KeyboardInterrupt):
+        what = f"ended by {problem}" if str(problem) else "interrupted"
+        return CellFailure(Reason.CANCELLED, f"{what}; nothing was kept of this attempt")
+    if isinstance(problem, OSError) and (failure := storage_failure(problem)):
+        return failure
+    if isinstance(problem, ShardwattError) and not isinstance(problem, RecordError):
+        return CellFailure(Reason.CONFIGURATION, str(problem))
+    return CellFailure(Reason.INTERNAL_ERROR, f"{type(problem).__name__}: {problem}")

@@ -1,0 +1,90 @@
+"""Putting a finished cell's files into place: flushed, renamed one by one, the record last."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shardwatt.cellfiles import SCHEMAS, read_table
+from shardwatt.errors import RecordError
+from shardwatt.layout import CELL_FILES, CellPaths
+from shardwatt.records import Inputs, Record, read
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+log = logging.getLogger(__name__)
+
+
+def valid_record(paths: CellPaths, constants_hash: str, inputs: Inputs) -> bool:
+    """Whether the cell already has a whole result for these constants and inputs.
+
+    `does_not_fit` is a result like any other: to try again, remove it.
+    """
+    try:
+        record = read(Record, paths.record)
+        for name in SCHEMAS:
+            read_table(paths.results / name)
+    except (FileNotFoundError, RecordError):
+        return False
+    return (
+        record.study == paths.study
+        and record.cell.to_cell() == paths.cell
+        and record.constants_hash == constants_hash
+        and record.inputs == inputs
+    )
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Wait until no other attempt puts files into the same place: those of two are never mixed.
+
+    On a file system without locks it goes on without one.
+    """
+    with lock.open("w", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as problem:
+            if problem.errno not in _NO_LOCKS:
+                raise
+            log.warning("%s: the file system has no locks; going on without", lock)
+        yield
+
+
+def put_in_place(work: Path, results: Path) -> None:
+    """Move a cell's four files from its work folder to where they belong.
+
+    `result.json` goes first and comes last: where it stands, the others do, and they are its own.
+
+    Raises:
+        OSError: a file cannot be flushed or renamed; without `result.json` nothing is taken for whole.
+    """
+    *tables, record = CELL_FILES
+    results.mkdir(parents=True, exist_ok=True)
+    for name in CELL_FILES:
+        _flush(work / name)
+    (results / record).unlink(missing_ok=True)
+    for name in tables:
+        (work / name).replace(results / name)
+    _flush_folder(results)
+    (work / record).replace(results / record)
+    _flush_folder(results)
+
+
+def _flush_folder(folder: Path) -> None:
+    # Some network file systems cannot flush a folder; the files themselves are flushed.
+    with contextlib.suppress(OSError):
+        _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,146 @@
+"""What supervisor and ranks tell each other, as files in the cell's work folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from shardwatt.architectures import Architecture
+from shardwatt.engine.protocol import Finish, PhaseName
+from shardwatt.errors import Reason
+from shardwatt.models import Checkpoint
+from shardwatt.records import CellRecord, RecordModel
+from shardwatt.study import Constants
+
+JOB_FILE = "job.json"
+RUN_FILE = "run.json"
+PROGRESS_FILE = "progress.json"
+
+Stage = Literal["load", "warm-up", "run"]
+
+
+class BatchPlan(RecordModel):
+    """Prompts to be answered together; tokenised by the supervisor, outside the window."""
+
+    prompt_ids: list[str]
+    prompts: list[list[int]]
+    """Token ids of each prompt, begin of sequence included."""
+    positions: int
+    """Positions T of the KV cache."""
+
+
+class JobSpec(RecordModel):
+    """Everything that a rank needs to know: job.json."""
+
+    schema_version: Literal[1] = 1
+    job_id: str
+    cell: CellRecord
+    constants: Constants
+    architecture: Architecture
+    checkpoint: Checkpoint
+    vocab_size: int
+    eos_id: int
+    device_kind: Literal["cuda", "cpu"]
+    visible_devices: list[str]
+    """CUDA_VISIBLE_DEVICES of the ranks, as indices in PCI bus order or UUIDs; empty for processors."""
+    threads_per_rank: int
+    rendezvous_host: str
+    start_timeout_s: float
+    collective_timeout_s: float
+    supervisor_pid: int
+    supervisor_node: str
+    launched_at_s: float
+    """Wall clock, s since the epoch, when the ranks were started."""
+    log_folder: Path
+    """Folder of the rank logs, absolute."""
+    batches: list[BatchPlan]
+
+    @property
+    def prompts(self) -> int:
+        return sum(len(batch.prompts) for batch in self.batches)
+
+
+class RankStart(RecordModel):
+    """A rank has begun: rank-R.start.json."""
+
+    schema_version: Literal[1] = 1
+    rank: int
+    node: str
+    pid: int
+
+
+class RankEnd(RecordModel):
+    """How a rank ended: rank-R.end.json. A rank that is killed leaves none."""
+
+    schema_version: Literal[1] = 1
+    rank: int
+    node: str
+    ok: bool
+    does_not_fit: bool = False
+    reason: Reason | None = None
+    message: str | None = None
+    peak_memory_gib: float | None = None
+
+
+class PhaseTime(RecordModel):
+    """A phase of a batch, in s of rank 0's `time.monotonic()`."""
+
+    name: PhaseName
+    start_s: float
+    stop_s: float
+
+
+class BatchRun(RecordModel):
+    """What a batch gave, and when."""
+
+    start_s: float
+    stop_s: float
+    phases: list[PhaseTime]
+    tokens: list[list[int]]
+    finish: list[Finish]
+    generated_tokens: int
+
+
+class RunReport(RecordModel):
+    """What rank 0 measured: run.json; times in s of its `time.monotonic()`."""
+
+    schema_version: Literal[1] = 1
+    window_start_s: float
+    window_stop_s: float
+    rendezvous_s: float
+    load_s: float
+    warmup_s: float
+    batches: list[BatchRun]
+
+
+class Progress(RecordModel):
+    """How far rank 0 is; replaced about once a second."""
+
+    stage: Stage
+    generated_tokens: int = 0
+    prompts_done: int = 0
+    since_s: float
+    """When the stage began, in s of `time.monotonic()`."""
+
+
+def rank_start_file(work: Path, rank: int) -> Path:
+    return work / f"rank-{rank}.start.json"
+
+
+def rank_end_file(work: Path, rank: int) -> Path:
+    return work / f"rank-{rank}.end.json"
+
+
+def write_progress(work: Path, progress: Progress) -> None:
+    """Replace the progress file; not flushed to disk, for it is only looked at."""
+    temporary = work / f".{PROGRESS_FILE}"
+    temporary.write_text(progress.model_dump_json())
+    temporary.replace(work / PROGRESS_FILE)
+
+
+def read_progress(work: Path) -> Progress | None:
+    """Read the progress file; None where it cannot be read, as before the first one: it is only shown."""
+    try:
+        return Progress.model_validate_json((work / PROGRESS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None

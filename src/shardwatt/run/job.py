@@ -1,0 +1,212 @@
+"""What one cell is to do, worked out and checked before any rank starts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from shardwatt.architectures import Architecture, ArchitectureError, from_params
+from shardwatt.cell import Cell
+from shardwatt.data.fetch import verify
+from shardwatt.data.prompts import load_prompts, sample_prompts
+from shardwatt.data.tokenizer import Tokenizer, cache_positions, check_lengths
+from shardwatt.datasets import load_catalogue
+from shardwatt.errors import CellFailure, Reason, ShardwattError, StudyError
+from shardwatt.jobshape import JobShape, job_shape
+from shardwatt.matrix import expand
+from shardwatt.models import Checkpoint, find_checkpoint, fingerprint, read_params
+from shardwatt.records import CellRecord, Inputs
+from shardwatt.run.exchange import BatchPlan, JobSpec
+from shardwatt.run.provenance import git_state
+from shardwatt.site import GpuType, Site
+from shardwatt.study import Constants, Study
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One cell of one study at one site, with everything found that it needs.
+
+    Attributes:
+        root: the project's root, where config/ lies.
+        study: the study's name.
+        cell: the cell.
+        constants: the study's constants.
+        site: where it runs.
+        shape: nodes and ranks on each.
+        checkpoint: the model's files.
+        architecture: the model's shape.
+        tokenizer: the model's tokenizer.
+        inputs: identity of model, data set and prompts.
+        batches: the prompts, tokenised.
+        threads_per_rank: CPU threads of each rank.
+        commit: the project's git commit and whether files differ from it, when the attempt began.
+    """
+
+    root: Path
+    study: str
+    cell: Cell
+    constants: Constants
+    site: Site
+    shape: JobShape
+    checkpoint: Checkpoint
+    architecture: Architecture
+    tokenizer: Tokenizer
+    inputs: Inputs
+    batches: list[BatchPlan]
+    threads_per_rank: int
+    commit: tuple[str | None, bool | None]
+
+    @property
+    def gpu_type(self) -> GpuType:
+        return self.site.gpus[self.cell.gpu]
+
+    @property
+    def prompts(self) -> int:
+        return sum(len(batch.prompts) for batch in self.batches)
+
+    def devices(self) -> list[str]:
+        """The job's own devices on this node, as CUDA_VISIBLE_DEVICES names them; empty for processors.
+
+        Indices count in PCI bus order, as NVML's and Slurm's do.
+
+        Raises:
+            CellFailure: fewer are visible than the cell has ranks here.
+        """
+        if self.gpu_type.kind == "cpu":
+            return []
+        wanted = self.shape.ranks_per_node
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        found = [str(index) for index in range(self.gpu_type.per_node)]
+        if visible is not None:
+            found = [name.strip() for name in visible.split(",") if name.strip()]
+        if len(found) < wanted:
+            raise CellFailure(
+                Reason.CONFIGURATION,
+                f"CUDA_VISIBLE_DEVICES names {len(found)} GPUs on this node ({visible!r}), and the cell has "
+                f"{wanted} ranks here, one GPU each; ask the scheduler for as many, or unset it",
+            )
+        return found[:wanted]
+
+    def spec(
+        self, *, job_id: str, log_folder: Path, visible_devices: list[str], launched_at_s: float
+    ) -> JobSpec:
+        """What the ranks are told."""
+        return JobSpec(
+            job_id=job_id,
+            cell=CellRecord.of(self.cell),
+            constants=self.constants,
+            architecture=self.architecture,
+            checkpoint=self.checkpoint,
+            vocab_size=self.tokenizer.vocab_size,
+            eos_id=self.tokenizer.eos_id,
+            device_kind=self.gpu_type.kind,
+            visible_devices=visible_devices,
+            threads_per_rank=self.threads_per_rank,
+            rendezvous_host="127.0.0.1",
+            start_timeout_s=self.site.start_timeout_s,
+            collective_timeout_s=self.site.collective_timeout_s,
+            supervisor_pid=os.getpid(),
+            supervisor_node=platform.node(),
+            launched_at_s=launched_at_s,
+            log_folder=log_folder.absolute(),
+            batches=self.batches,
+        )
+
+
+def find_cell(root: Path, name: str, study: Study, site: Site, cell: Cell) -> None:
+    """Make sure that a cell belongs to a study.
+
+    Raises:
+        StudyError: it does not.
+    """
+    if cell not in set(expand(root, name, study, site)):
+        raise StudyError(
+            f"study '{name}' has no cell {cell.path}; `shardwatt cells {name}` lists those that it has"
+        )
+
+
+def plan_job(root: Path, name: str, study: Study, site: Site, cell: Cell) -> Job:
+    """Find and check everything that a cell needs; loads no weights.
+
+    Raises:
+        CellFailure: the reason names what is wrong: configuration, bad_checkpoint, bad_tokenizer,
+            bad_data or prompt_too_long.
+    """
+    try:
+        find_cell(root, name, study, site, cell)
+        shape = job_shape(site, cell.gpu, cell.shards)
+        checkpoint = find_checkpoint(root, site.models, cell.model, cell.shards)
+    except ShardwattError as problem:
+        raise CellFailure(Reason.CONFIGURATION, str(problem)) from None
+    try:
+        tokenizer = Tokenizer(checkpoint.tokenizer)
+        architecture = from_params(read_params(checkpoint.params), tokenizer.vocab_size)
+        tokenizer.expect_vocabulary(architecture.vocab_size)
+        model_fingerprint = fingerprint(root, checkpoint, cell.model)
+    except CellFailure:
+        raise
+    except (ArchitectureError, ShardwattError) as problem:
+        raise CellFailure(Reason.BAD_CHECKPOINT, str(problem)) from None
+    dataset = load_catalogue(root).dataset(cell.dataset)
+    path = dataset.path(root, site.data)
+    try:
+        prompts = sample_prompts(load_prompts(cell.dataset, dataset, path), study.prompts, study.seed)
+    except CellFailure:
+        raise
+    except ShardwattError as problem:
+        raise CellFailure(Reason.BAD_DATA, str(problem)) from None
+    ids = [prompt.id for prompt in prompts]
+    tokens = [tokenizer.encode(prompt.text) for prompt in prompts]
+    limit = min(architecture.context, study.cache_tokens or architecture.context)
+    check_lengths(tokens, limit)
+    return Job(
+        root=root,
+        study=name,
+        cell=cell,
+        constants=study.constants,
+        site=site,
+        shape=shape,
+        checkpoint=checkpoint,
+        architecture=architecture,
+        tokenizer=tokenizer,
+        inputs=Inputs(
+            model_fingerprint=model_fingerprint,
+            dataset_sha256=verify(dataset, path),
+            prompt_ids_sha256=hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+        ),
+        batches=_batches(ids, tokens, cell, architecture, study.cache_tokens),
+        threads_per_rank=site.threads_per_rank or _fair_share(shape),
+        commit=git_state(root),
+    )
+
+
+def _batches(
+    ids: Sequence[str],
+    tokens: Sequence[list[int]],
+    cell: Cell,
+    architecture: Architecture,
+    cache_tokens: int | None,
+) -> list[BatchPlan]:
+    starts = range(0, len(ids), cell.batch)
+    return [
+        BatchPlan(
+            prompt_ids=list(ids[start : start + cell.batch]),
+            prompts=list(tokens[start : start + cell.batch]),
+            positions=cache_positions(
+                tokens[start : start + cell.batch], cell.length, architecture.context, cache_tokens
+            ),
+        )
+        for start in starts
+    ]
+
+
+def _fair_share(shape: JobShape) -> int:
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    usable = min(cores, len(os.sched_getaffinity(0)))
+    return max(1, usable // shape.ranks_per_node)

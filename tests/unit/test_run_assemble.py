@@ -1,0 +1,271 @@
+"""Guards what a record is made of: times that add up, joules of the right stretch, nothing invented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sentencepiece import SentencePieceTrainer
+
+from shardwatt.architectures import from_params
+from shardwatt.cell import Cell
+from shardwatt.data.tokenizer import Tokenizer
+from shardwatt.jobshape import JobShape
+from shardwatt.models import Checkpoint
+from shardwatt.power.curve import Array, counter_curve
+from shardwatt.power.trace import DeviceTrace, NodeTrace, Trace
+from shardwatt.records import Device, Inputs, Outcome, Record, Status, read
+from shardwatt.run.assemble import MINIMUM_TICKS, assemble, assemble_does_not_fit
+from shardwatt.run.exchange import BatchPlan, BatchRun, PhaseTime, RankEnd, RunReport
+from shardwatt.run.job import Job
+from shardwatt.study import Constants
+from small_project import make_site
+from synthetic_cells import make_cell
+
+START_S = 100.0
+#: Time in s between samples, and so a tick of the meter.
+TICK_S = 0.1
+STARTED = datetime(2026, 1, 2, tzinfo=UTC)
+SPAN = (80.0, 170.0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    prefix = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["the lamp is on", "the lamp is off and on again"]),
+        model_prefix=str(prefix), model_type="bpe", vocab_size=290, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
+    )  # fmt: skip
+    return Tokenizer(prefix.with_suffix(".model"))
+
+
+def power_w(t_s: Array) -> Array:
+    """100 W, and 300 W while the second batch runs, from 120 s on."""
+    return np.where((t_s >= 120) & (t_s < 130), 300.0, 100.0)
+
+
+def make_trace(nodes: int = 1, status: Status = Status.MEASURED) -> Trace:
+    """A counter a node over 70 s to 180 s."""
+    t_s: Array = np.arange(700, 1801, dtype=np.float64) * TICK_S
+    counter_j: Array = np.concatenate([[0.0], np.cumsum(power_w(t_s[:-1]) * TICK_S)])
+    unknown = np.full(len(t_s), np.nan)
+    columns = dict.fromkeys(
+        ("power_w", "sm_utilisation", "memory_activity", "memory_filled", "cpu_utilisation"), unknown
+    ) | {"t_s": t_s, "counter_j": counter_j, "clock_sm_mhz": unknown, "temperature_c": unknown}
+    traces = []
+    for node in range(nodes):
+        name = f"host{node}"
+        device = Device(node=name, index=0, name="GPU", uuid=f"GPU-{node}")
+        known = status is Status.MEASURED
+        curve = counter_curve(t_s, counter_j) if known else None
+        traces.append(
+            NodeTrace(name, status, None if known else "no driver", [DeviceTrace(device, columns, curve)])
+        )
+    return Trace(traces, 1)
+
+
+def batch_run(tokenizer: Tokenizer, start_s: float, texts: list[str], lengths: dict[str, float]) -> BatchRun:
+    """A batch: half a second before its first phase, a quarter between phases and after the last."""
+    now_s = start_s + 0.5
+    phases = []
+    for name, length_s in lengths.items():
+        phases.append(PhaseTime.model_validate({"name": name, "start_s": now_s, "stop_s": now_s + length_s}))
+        now_s += length_s + 0.25
+    return BatchRun(
+        start_s=start_s,
+        stop_s=now_s,
+        phases=phases,
+        # The begin of sequence, which is no text, can be sampled too.
+        tokens=[[*tokenizer.encode(text)[1:], tokenizer.bos_id] for text in texts],
+        finish=["eos"] * len(texts),
+        generated_tokens=16 * len(texts),
+    )
+
+
+@pytest.fixture
+def report(tokenizer: Tokenizer) -> RunReport:
+    """A window from 100 to 150 s: batches at 102 s and 120 s, the second with a walk of half a second."""
+    return RunReport(
+        window_start_s=START_S,
+        window_stop_s=150.0,
+        rendezvous_s=-0.2,
+        load_s=5.0,
+        warmup_s=1.0,
+        batches=[
+            batch_run(tokenizer, 102.0, ["the lamp", "on again"], {"prefill": 2.0, "decode": 8.0}),
+            batch_run(tokenizer, 120.0, ["off"], {"prefill": 3.0, "walk": 0.5, "decode": 4.0}),
+        ],
+    )
+
+
+@pytest.fixture
+def job(tmp_path: Path, tokenizer: Tokenizer) -> Job:
+    return make_job(tmp_path, tokenizer, make_cell(gpu="cpu", shards=1, batch=2))
+
+
+def make_job(root: Path, tokenizer: Tokenizer, cell: Cell, nodes: int = 1) -> Job:
+    params: dict[str, object] = {"dim": 64, "n_layers": 2, "n_heads": 4, "multiple_of": 32}
+    return Job(
+        root=root,
+        study="study",
+        cell=cell,
+        constants=Constants(prompts=3),
+        site=make_site(root),
+        shape=JobShape(nodes, 1),
+        checkpoint=Checkpoint(root, root / "tokenizer.model", 1),
+        architecture=from_params(params, tokenizer.vocab_size),
+        tokenizer=tokenizer,
+        inputs=Inputs(model_fingerprint="f" * 16, dataset_sha256="d" * 64, prompt_ids_sha256="e" * 64),
+        batches=[
+            BatchPlan(prompt_ids=["a", "b"], prompts=[[1, 5, 6], [1, 5]], positions=64),
+            BatchPlan(prompt_ids=["c"], prompts=[[1, 7, 8, 9]], positions=64),
+        ],
+        threads_per_rank=3,
+        commit=("0" * 40, True),
+    )
+
+
+@pytest.fixture
+def make(tmp_path: Path, job: Job) -> Callable[..., Record]:
+    def make(report: RunReport, trace: Trace, job: Job = job) -> Record:
+        ends = [RankEnd(rank=rank, node="host0", ok=True, peak_memory_gib=1.5 + rank) for rank in range(2)]
+        assemble(
+            job, tmp_path, job_id="7", node="host0", started_at=STARTED, report=report, ends=ends,
+            trace=trace, job_span=SPAN,
+        )  # fmt: skip
+        return read(Record, tmp_path / "result.json")
+
+    return make
+
+
+def test_phases_and_what_is_between_add_up_to_the_window(
+    make: Callable[..., Record], report: RunReport
+) -> None:
+    timings = make(report, make_trace()).timings
+    assert timings is not None
+    assert (timings.prefill_s, timings.walk_s, timings.decode_s) == (5.0, 0.5, 12.0)
+    assert timings.duration_s == 50.0
+    assert timings.between_s == 50.0 - 17.5
+    assert timings.job_duration_s == 90.0
+    assert timings.rendezvous_s == 0.0  # clocks that were set back give no negative time
+    assert timings.ended_at - timings.started_at > timedelta(0)
+
+
+def test_joules_are_those_of_each_stretch(make: Callable[..., Record], report: RunReport) -> None:
+    """100 W, 300 W from 120 to 130 s; the second batch's 7.5 s of phases begin at 120.5 s."""
+    energy = make(report, make_trace()).energy
+    assert energy is not None
+    assert energy.window.joules == pytest.approx(40 * 100 + 10 * 300)
+    assert energy.job.joules == pytest.approx(80 * 100 + 10 * 300)
+    assert energy.prefill.joules == pytest.approx(2 * 100 + 3 * 300)
+    assert energy.decode.joules == pytest.approx(8 * 100 + 4 * 300)
+    phases_j = 10 * 100 + 7.5 * 300
+    assert energy.between.joules == pytest.approx(7000 - phases_j)
+    assert (energy.window.status, energy.decode.status) == (Status.MEASURED, Status.DERIVED)
+
+
+def test_stretches_too_short_for_the_meter_have_no_joules(
+    make: Callable[..., Record], report: RunReport, tmp_path: Path
+) -> None:
+    assert MINIMUM_TICKS * TICK_S > 0.5
+    energy = make(report, make_trace()).energy
+    assert energy is not None
+    assert energy.walk.joules is None
+    assert energy.walk.status is Status.UNAVAILABLE
+    assert "needs 10 ticks" in (energy.walk.detail or "")
+    rows = pq.read_table(tmp_path / "batches.parquet").to_pylist()
+    assert [row["walk_j"] for row in rows] == [None, None]
+    assert rows[1]["walk_s"] == 0.5
+
+
+def test_a_batch_too_short_for_the_meter_has_no_joules_and_the_window_still_has(
+    make: Callable[..., Record], report: RunReport, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    short = batch_run(tokenizer, 140.0, ["off"], {"decode": 0.2})
+    record = make(report.model_copy(update={"batches": [report.batches[0], short]}), make_trace())
+    rows = pq.read_table(tmp_path / "batches.parquet").to_pylist()
+    assert rows[0]["energy_j"] == pytest.approx(100 * (rows[0]["stop_s"] - rows[0]["start_s"]))
+    assert rows[1]["stop_s"] - rows[1]["start_s"] == pytest.approx(0.95)
+    assert rows[1]["energy_j"] is None
+    assert record.energy is not None
+    assert record.energy.window.joules == pytest.approx(7000)
+
+
+def test_unknown_energy_is_never_zero(make: Callable[..., Record], report: RunReport, tmp_path: Path) -> None:
+    energy = make(report, make_trace(status=Status.PERMISSION_DENIED)).energy
+    assert energy is not None
+    for reading in (energy.window, energy.window_rank0_scaled, energy.decode, energy.between, energy.job):
+        assert reading.joules is None
+        assert reading.status is Status.PERMISSION_DENIED
+    rows = pq.read_table(tmp_path / "batches.parquet").to_pylist()
+    assert {row[name] for row in rows for name in row if name.endswith("_j")} == {None}
+
+
+def test_the_papers_accounting_scales_the_first_node(
+    make: Callable[..., Record], report: RunReport, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    two = make_job(tmp_path, tokenizer, make_cell(gpu="v100", shards=2, batch=2), nodes=2)
+    trace = make_trace(nodes=2)
+    record = make(report, trace, two)
+    assert record.energy is not None
+    assert record.energy.window.joules == pytest.approx(2 * 7000)
+    assert record.energy.window_rank0_scaled.joules == pytest.approx(2 * 7000)
+    assert record.energy.window_rank0_scaled.coverage.nodes == ["host0"]
+    assert record.nodes == 2
+    assert record.memory.planned_memory_gib is not None
+
+
+def test_counts_and_rows_are_those_of_prompts_and_batches(
+    make: Callable[..., Record], report: RunReport, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    counts = make(report, make_trace()).counts
+    assert counts is not None
+    output = sum(len(tokens) for run in report.batches for tokens in run.tokens)
+    assert (counts.prompts, counts.responses, counts.batches) == (3, 3, 2)
+    assert (counts.prompt_tokens, counts.output_tokens, counts.generated_tokens) == (9, output, 48)
+    assert counts.words == 2 + 2 + 1
+    assert counts.output_tokens_reencoded == output - 3
+    assert counts.output_tokens_reencoded == sum(map(tokenizer.count, ("the lamp", "on again", "off")))
+    responses = pq.read_table(tmp_path / "responses.parquet").to_pylist()
+    assert [(row["prompt_id"], row["batch"]) for row in responses] == [("a", 0), ("b", 0), ("c", 1)]
+    assert [row["text"] for row in responses] == ["the lamp", "on again", "off"]
+    batches = pq.read_table(tmp_path / "batches.parquet").to_pylist()
+    assert [(row["rows"], row["prompt_tokens"], row["words"]) for row in batches] == [(2, 5, 4), (1, 4, 1)]
+    assert batches[1]["start_s"] == 20.0
+
+
+def test_samples_count_from_the_windows_begin(
+    make: Callable[..., Record], report: RunReport, tmp_path: Path
+) -> None:
+    make(report, make_trace())
+    times = pq.read_table(tmp_path / "power.parquet")["t_s"].to_pylist()
+    assert times[0] == pytest.approx(-30.0)
+    assert times[-1] == pytest.approx(80.0)
+
+
+def test_a_record_says_where_it_comes_from(make: Callable[..., Record], report: RunReport) -> None:
+    record = make(report, make_trace())
+    origin = record.provenance
+    assert (origin.job_id, origin.site, origin.nodes, origin.device_names) == (
+        "7", "testbed", ["host0"], ["GPU"],
+    )  # fmt: skip
+    assert (origin.commit, origin.commit_dirty, origin.threads_per_rank) == ("0" * 40, True, 3)
+    assert {"python", "torch", "shardwatt"} <= origin.versions.keys()
+    assert record.memory.peak_memory_gib == 2.5
+    assert record.memory.planned_memory_gib is None
+
+
+def test_what_does_not_fit_is_a_record_without_measurements(job: Job, tmp_path: Path) -> None:
+    assemble_does_not_fit(job, tmp_path, job_id="7", node="host3", reason="rank 0 wanted 2 GiB more")
+    record = read(Record, tmp_path / "result.json")
+    assert (record.outcome, record.reason) == (Outcome.DOES_NOT_FIT, "rank 0 wanted 2 GiB more")
+    assert (record.timings, record.energy, record.counts) == (None, None, None)
+    assert record.provenance.nodes == ["host3"]
+    for name in ("responses", "batches", "power"):
+        assert pq.read_table(tmp_path / f"{name}.parquet").num_rows == 0

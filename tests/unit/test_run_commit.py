@@ -1,0 +1,168 @@
+"""Guards putting results into place: whole or not at all, whatever kills it, and never two mixed."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shardwatt.analysis.survey import State, survey
+from shardwatt.layout import CELL_FILES, CellPaths
+from shardwatt.records import Inputs, Record
+from shardwatt.run.commit import alone, put_in_place, valid_record
+from synthetic_cells import CONSTANTS, STUDY, Numbers, inputs, make_cell, write_does_not_fit, write_ok
+
+CELL = make_cell()
+INPUTS = inputs(Numbers())
+
+#: Puts into place, and is killed by SIGKILL just before one of the steps that a crash could part.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from shardwatt.run import commit
+
+work, results, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+steps = 0
+
+def dying(function):
+    def call(*words, **options):
+        global steps
+        if steps == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps += 1
+        return function(*words, **options)
+    return call
+
+Path.unlink, Path.replace, os.fsync = map(dying, (Path.unlink, Path.replace, os.fsync))
+commit.put_in_place(work, results)
+"""
+
+
+def paths_in(base: Path, study: str = STUDY) -> CellPaths:
+    return CellPaths(base, study, CELL)
+
+
+def make_work(base: Path, numbers: Numbers) -> Path:
+    """A work folder that holds a finished cell."""
+    write_ok(base / "elsewhere", CELL, numbers)
+    return Path(shutil.move(paths_in(base / "elsewhere").results, base / "work"))
+
+
+def is_valid(paths: CellPaths, constants_hash: str = CONSTANTS.hash, known: Inputs = INPUTS) -> bool:
+    return valid_record(paths, constants_hash, known)
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["new", "over an older result"])
+def test_a_kill_at_any_step_leaves_the_old_the_new_or_nothing(tmp_path: Path, older: bool) -> None:
+    seen = []
+    for step in range(20):
+        base = tmp_path / str(step)
+        paths = paths_in(base)
+        if older:
+            write_ok(base, CELL, Numbers(batch_s=1.0))
+        work = make_work(base, Numbers(batch_s=2.0))
+        run = subprocess.run(
+            [sys.executable, "-c", KILLED, str(work), str(paths.results), str(step)], timeout=60
+        )
+        (state,) = survey(base, STUDY, [CELL], CONSTANTS, deep=True)
+        assert is_valid(paths) == (state.state is State.OK)
+        if state.record is None:
+            assert not paths.record.exists()
+            seen.append("nothing")
+        else:
+            seen.append(_made_of(state.record, paths))
+        if run.returncode == 0:
+            break
+        assert run.returncode == -signal.SIGKILL
+    else:
+        pytest.fail("the steps never ended")
+    assert seen[-1] == "new"
+    order = ["old", "nothing", "new"] if older else ["nothing", "new"]
+    assert list(dict.fromkeys(seen)) == order
+    assert seen.count("nothing") >= 4
+
+
+def _made_of(record: Record, paths: CellPaths) -> str:
+    """Which of the two results stands there, of one piece."""
+    import pyarrow.parquet as pq
+
+    assert record.timings is not None
+    (stop_s, *_) = pq.read_table(paths.results / "batches.parquet")["stop_s"].to_pylist()
+    assert record.timings.decode_s == pytest.approx(0.7 * 5 * stop_s)
+    return {1.0: "old", 2.0: "new"}[stop_s]
+
+
+def test_the_four_files_are_moved_and_a_strangers_file_is_left(tmp_path: Path) -> None:
+    paths = paths_in(tmp_path)
+    paths.results.mkdir(parents=True)
+    (paths.results / "notes.txt").write_text("mine")
+    work = make_work(tmp_path, Numbers())
+    put_in_place(work, paths.results)
+    assert {path.name for path in paths.results.iterdir()} == {*CELL_FILES, "notes.txt"}
+    assert not any(work.iterdir())
+    assert is_valid(paths)
+
+
+def test_a_missing_file_leaves_the_old_result_whole(tmp_path: Path) -> None:
+    write_ok(tmp_path, CELL)
+    work = make_work(tmp_path, Numbers(batch_s=2.0))
+    (work / "power.parquet").unlink()
+    with pytest.raises(FileNotFoundError):
+        put_in_place(work, paths_in(tmp_path).results)
+    assert is_valid(paths_in(tmp_path))
+
+
+def test_only_a_whole_result_of_the_same_constants_and_inputs_is_valid(tmp_path: Path) -> None:
+    paths = paths_in(tmp_path)
+    assert not is_valid(paths)
+    write_ok(tmp_path, CELL)
+    assert is_valid(paths)
+    assert not is_valid(paths, constants_hash="0" * 16)
+    assert not is_valid(paths, known=inputs(Numbers(model_fingerprint="f" * 16)))
+    assert not is_valid(paths, known=inputs(Numbers(dataset_sha256="f" * 64)))
+
+
+def test_the_record_of_another_cell_or_study_is_not_valid(tmp_path: Path) -> None:
+    write_ok(tmp_path, CELL)
+    other = CellPaths(tmp_path, STUDY, make_cell(batch=5))
+    shutil.copytree(paths_in(tmp_path).results, other.results)
+    assert not is_valid(other)
+    shutil.copytree(tmp_path / "results" / STUDY, tmp_path / "results" / "other")
+    assert not is_valid(paths_in(tmp_path, "other"))
+
+
+@pytest.mark.parametrize("name", CELL_FILES)
+def test_a_missing_or_torn_file_makes_the_rest_worthless(tmp_path: Path, name: str) -> None:
+    write_ok(tmp_path, CELL)
+    path = paths_in(tmp_path).results / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert not is_valid(paths_in(tmp_path))
+    path.unlink()
+    assert not is_valid(paths_in(tmp_path))
+
+
+def test_does_not_fit_is_a_result_like_any_other(tmp_path: Path) -> None:
+    write_does_not_fit(tmp_path, CELL)
+    assert is_valid(paths_in(tmp_path))
+
+
+def test_a_second_attempt_waits_for_the_first_to_be_in_place(tmp_path: Path) -> None:
+    lock = tmp_path / "commit.lock"
+    program = (
+        "import sys; from pathlib import Path; from shardwatt.run.commit import alone\n"
+        "print('ready', flush=True)\n"
+        "with alone(Path(sys.argv[1])): print('in', flush=True)"
+    )
+    with alone(lock):
+        second = subprocess.Popen([sys.executable, "-c", program, str(lock)], stdout=subprocess.PIPE)
+        assert second.stdout is not None
+        assert second.stdout.readline() == b"ready\n"
+        time.sleep(0.3)
+        assert second.poll() is None
+    assert second.communicate(timeout=30)[0] == b"in\n"
