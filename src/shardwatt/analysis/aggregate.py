@@ -1,0 +1,273 @@
+"""Finished cells to one tidy table: a row a cell, unknown is null, ratios are sums over sums."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shardwatt.analysis.columns import COLUMNS, SCHEMA, WITH_INTERVAL
+from shardwatt.analysis.stats import FEWEST, Interval, jackknife_interval, repeats_interval
+from shardwatt.analysis.survey import CellState, State
+from shardwatt.cell import AXES
+from shardwatt.cellfiles import read_table
+from shardwatt.errors import RecordError
+from shardwatt.records import Counts, Energy, Record, Timings, Utilisation
+
+Row = dict[str, Any]
+
+_PARQUET, _CSV = "cells.parquet", "cells.csv"
+_DTYPES = {column.name: column.dtype for column in COLUMNS}
+
+#: What each quantity with an interval is the ratio of, batch by batch.
+_RATIOS = {
+    "tokens_per_s": ("output_tokens", "duration_s"),
+    "words_per_s": ("words", "duration_s"),
+    "responses_per_s": ("rows", "duration_s"),
+    "power_w": ("energy_j", "duration_s"),
+    "energy_per_token_j": ("energy_j", "output_tokens"),
+    "energy_per_response_j": ("energy_j", "rows"),
+}
+
+
+def aggregate(states: Iterable[CellState]) -> pd.DataFrame:
+    """Make the table of a study: a row for each state, in their order, with the columns of COLUMNS.
+
+    A cell that is not `ok` has its axes, outcome, reason and target; nothing is measured in it. An
+    `ok` cell whose batches.parquet cannot be read, or contradicts its record, becomes `invalid`.
+    """
+    rows = [_row(state) for state in states]
+    _add_repeat_intervals(rows)
+    columns = {
+        name: pd.array([row.get(name) for row in rows], dtype=dtype) for name, dtype in _DTYPES.items()
+    }
+    return pd.DataFrame(columns)
+
+
+def write_cells(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write cells.parquet and cells.csv, each whole or not at all, and return their paths.
+
+    In the CSV a null is an empty field.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parquet, csv = folder / _PARQUET, folder / _CSV
+    table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False).replace_schema_metadata(
+        SCHEMA.metadata
+    )
+    for path in (parquet, csv):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            if path == parquet:
+                pq.write_table(table, temporary, compression="zstd")
+            else:
+                frame.to_csv(temporary, index=False, date_format="%Y-%m-%dT%H:%M:%SZ", lineterminator="\n")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return [parquet, csv]
+
+
+def read_cells(path: Path) -> pd.DataFrame:
+    """Read a cells.parquet as `write_cells` wrote it.
+
+    Raises:
+        RecordError: it is missing, torn, or of another schema.
+    """
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as problem:
+        raise RecordError(f"{path}: missing, torn or unreadable: {problem}; aggregate again") from None
+    if not table.schema.equals(SCHEMA):
+        raise RecordError(f"{path}: made with other columns than this version's; aggregate again")
+    frame = pd.DataFrame({name: table.column(name).to_pylist() for name in _DTYPES}, dtype=object)
+    return frame.astype(_DTYPES)
+
+
+def _row(state: CellState) -> Row:
+    row: Row = {axis: getattr(state.cell, axis) for axis in AXES}
+    row["cap_w"] = state.cell.cap_w
+    row["target"] = state.target
+    row["log"] = state.log
+    measured: Row = {}
+    if state.record is not None and state.state is State.OK:
+        try:
+            measured = _measured(state.record, state.folder)
+        except RecordError as problem:
+            detail = str(problem).replace(f"{state.folder}{os.sep}", "")
+            state = replace(state, state=State.INVALID, reason="unreadable_file", detail=detail, record=None)
+    row |= {"outcome": str(state.state), "reason": state.reason, "detail": state.detail}
+    if state.record is not None:
+        row |= _described(state.record)
+    return row | measured
+
+
+def _described(record: Record) -> Row:
+    """What every record holds, whether the cell ran through or did not fit."""
+    provenance, inputs = record.provenance, record.inputs
+    row: Row = {
+        "nodes": record.nodes,
+        "constants_hash": record.constants_hash,
+        "model_fingerprint": inputs.model_fingerprint,
+        "dataset_sha256": inputs.dataset_sha256,
+        "prompt_ids_sha256": inputs.prompt_ids_sha256,
+        "peak_memory_gib": record.memory.peak_memory_gib,
+        "planned_memory_gib": record.memory.planned_memory_gib,
+        "device_names": ", ".join(dict.fromkeys(provenance.device_names)) or None,
+        "hosts": ", ".join(provenance.nodes) or None,
+        "site": provenance.site,
+        "launcher": provenance.launcher,
+        "job_id": provenance.job_id,
+        "commit": provenance.commit,
+        "commit_dirty": provenance.commit_dirty,
+        "versions": json.dumps(provenance.versions, sort_keys=True),
+    }
+    if record.timings is not None:
+        row |= {"started_at": record.timings.started_at, "ended_at": record.timings.ended_at}
+    return row
+
+
+def _measured(record: Record, folder: Path) -> Row:
+    """Counts, times, joules and ratios of an `ok` record, with the interval within its run.
+
+    Raises:
+        RecordError: batches.parquet is torn or contradicts the record.
+    """
+    timings, counts, energy, utilisation = record.timings, record.counts, record.energy, record.utilisation
+    assert timings is not None  # a record of outcome ok has all four
+    assert counts is not None
+    assert energy is not None
+    assert utilisation is not None
+    row = counts.model_dump() | timings.model_dump() | _energy(energy) | _utilisation(utilisation)
+    row |= _ratios(counts, timings, row["energy_j"], row["job_energy_j"])
+    batches = _batches(folder / "batches.parquet", counts)
+    return row | _within_run(batches, timings.duration_s, row["energy_j"])
+
+
+def _energy(energy: Energy) -> Row:
+    window, coverage = energy.window, energy.window.coverage
+    return {
+        "energy_j": window.joules,
+        "energy_method": window.method,
+        "energy_status": str(window.status),
+        "energy_detail": window.detail,
+        "energy_uncertainty_j": window.uncertainty_j,
+        "energy_rank0_scaled_j": energy.window_rank0_scaled.joules,
+        "prefill_j": energy.prefill.joules,
+        "walk_j": energy.walk.joules,
+        "decode_j": energy.decode.joules,
+        "between_j": energy.between.joules,
+        "job_energy_j": energy.job.joules,
+        "job_energy_status": str(energy.job.status),
+        "energy_nodes": len(coverage.nodes),
+        "energy_nodes_expected": coverage.nodes_expected,
+        "energy_devices": len(coverage.devices),
+        "energy_devices_expected": coverage.devices_expected,
+        "energy_samples": coverage.samples,
+        "energy_period_s": coverage.period_s,
+        "energy_max_gap_s": coverage.max_gap_s,
+    }
+
+
+def _utilisation(utilisation: Utilisation) -> Row:
+    row: Row = {}
+    for name in type(utilisation).model_fields:
+        values = getattr(utilisation, name)
+        row |= {name: values.mean, f"{name}_max": values.max}
+    return row
+
+
+def _ratios(counts: Counts, timings: Timings, energy_j: float | None, job_j: float | None) -> Row:
+    return {
+        "tokens_per_s": _ratio(counts.output_tokens, timings.duration_s),
+        "words_per_s": _ratio(counts.words, timings.duration_s),
+        "responses_per_s": _ratio(counts.responses, timings.duration_s),
+        "power_w": _ratio(energy_j, timings.duration_s),
+        "energy_per_token_j": _ratio(energy_j, counts.output_tokens),
+        "energy_per_generated_token_j": _ratio(energy_j, counts.generated_tokens),
+        "energy_per_response_j": _ratio(energy_j, counts.responses),
+        "power_paper_w": _ratio(job_j, timings.job_duration_s),
+        "energy_per_token_paper_j": _ratio(job_j, counts.output_tokens_reencoded),
+        "energy_per_response_paper_j": _ratio(job_j, counts.responses),
+    }
+
+
+def _ratio(above: float | None, below: float) -> float | None:
+    return None if above is None or below == 0 else above / below
+
+
+def _batches(path: Path, counts: Counts) -> Mapping[str, list[Any]]:
+    table = read_table(path)
+    batches: dict[str, list[Any]] = {
+        name: table.column(name).to_pylist()
+        for name in ("rows", "start_s", "stop_s", "output_tokens", "words", "energy_j")
+    }
+    found = table.num_rows, sum(batches["rows"]), sum(batches["output_tokens"])
+    expected = counts.batches, counts.prompts, counts.output_tokens
+    if found != expected:
+        raise RecordError(f"{path}: batches, rows and output tokens are {found}; the record says {expected}")
+    return batches
+
+
+def _within_run(batches: Mapping[str, list[Any]], duration_s: float, energy_j: float | None) -> Row:
+    """Jackknife intervals over the batches of one run.
+
+    What the window holds beside the batches (time, joules) is shared evenly among them, so that their
+    ratio of sums is the cell's.
+    """
+    count = len(batches["rows"])
+    if count < FEWEST:
+        return {}
+    lasted_s = [stop - start for start, stop in zip(batches["start_s"], batches["stop_s"], strict=True)]
+    parts: dict[str, list[float]] = {
+        "output_tokens": batches["output_tokens"],
+        "words": batches["words"],
+        "rows": batches["rows"],
+        "duration_s": _spread(lasted_s, duration_s),
+        "energy_j": [],
+    }
+    if energy_j is not None and None not in batches["energy_j"]:
+        parts["energy_j"] = _spread(batches["energy_j"], energy_j)
+    row: Row = {}
+    for name, (above, below) in _RATIOS.items():
+        row |= _interval_columns(name, jackknife_interval(parts[above], parts[below]))
+    if row:
+        row |= {"interval_kind": "within run", "interval_n": count}
+    return row
+
+
+def _spread(parts: list[float], total: float) -> list[float]:
+    rest = (total - sum(parts)) / len(parts)
+    return [part + rest for part in parts]
+
+
+def _interval_columns(name: str, interval: Interval | None) -> Row:
+    return {} if interval is None else {f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _add_repeat_intervals(rows: list[Row]) -> None:
+    """Replace intervals within runs by those over repeats, where a point has three or more."""
+    repeats: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["outcome"] == State.OK:
+            repeats[tuple(row[axis] for axis in AXES if axis != "repeat")].append(row)
+    for members in repeats.values():
+        if len(members) < FEWEST:
+            continue
+        shared: Row = {"interval_kind": "repeats", "interval_n": len(members)}
+        for name in WITH_INTERVAL:
+            values = [row[name] for row in members]
+            interval = None if None in values else repeats_interval(values)
+            shared |= {f"{name}_low": None, f"{name}_high": None} | _interval_columns(name, interval)
+        for row in members:
+            row.update(shared)

@@ -1,0 +1,132 @@
+"""Tables, figures and report from whatever cells exist: what the rules and the CLI call, step by step.
+
+FOLDER is `results/STUDY`, or `results/STUDY/partial` for a look in between. It gets cells.parquet and
+cells.csv, figures/NAME.{svg,pdf,png}, tables/NAME.{csv,md,tex} and report.html. Every step after the
+first reads cells.parquet alone, so that they all show the same state of the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from shardwatt.analysis import report
+from shardwatt.analysis.aggregate import aggregate, read_cells, write_cells
+from shardwatt.analysis.figures import draw
+from shardwatt.analysis.survey import survey
+from shardwatt.analysis.tableformats import write_table
+from shardwatt.analysis.tables import tables
+from shardwatt.cell import AXES, Cell
+from shardwatt.errors import ShardwattError, suggestion
+from shardwatt.figurelist import FigureSpec, figures
+from shardwatt.study import Study
+
+#: The command before a target in the report's list of cells to rerun.
+RERUN = "snakemake --profile profiles/local"
+
+
+def build_cells(
+    base: Path,
+    study_name: str,
+    study: Study,
+    cells: Iterable[Cell],
+    folder: Path,
+    *,
+    model_fingerprints: Mapping[tuple[str, int], str] | None = None,
+    dataset_hashes: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Write FOLDER/cells.parquet and cells.csv: a row for every cell of the study, whatever its state.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
+    """
+    states = survey(
+        base,
+        study_name,
+        cells,
+        study.constants,
+        model_fingerprints=model_fingerprints,
+        dataset_hashes=dataset_hashes,
+    )
+    return write_cells(aggregate(states), folder)
+
+
+def build_figures(folder: Path, names: Sequence[str] | None = None) -> list[Path]:
+    """Draw figures of the study whose cells.parquet stands in FOLDER; all of them without names.
+
+    Raises:
+        RecordError: cells.parquet is missing, torn or of another version.
+        ShardwattError: the study has no figure of a name.
+        OSError: the folder cannot be written or the disk is full.
+    """
+    frame = read_cells(folder / "cells.parquet")
+    specs = {spec.name: spec for spec in _specs(frame)}
+    for name in names or ():
+        if name not in specs:
+            raise ShardwattError(
+                f"unknown figure '{name}'{suggestion(name, specs)}; the study has {', '.join(specs)}"
+            )
+    return [path for name in (names or specs) for path in draw(frame, specs[name], folder / "figures")]
+
+
+def build_tables(folder: Path) -> list[Path]:
+    """Write the tables of the study whose cells.parquet stands in FOLDER.
+
+    Raises:
+        RecordError: cells.parquet is missing, torn or of another version.
+        OSError: the folder cannot be written or the disk is full.
+    """
+    frame = read_cells(folder / "cells.parquet")
+    return [path for table in tables(frame) for path in write_table(table, folder / "tables")]
+
+
+def build_report(base: Path, study_name: str, study: Study, folder: Path, *, rerun: str = RERUN) -> Path:
+    """Write FOLDER/report.html from the cells.parquet and the figures there.
+
+    Raises:
+        RecordError: cells.parquet is missing, torn or of another version.
+        OSError: the folder cannot be written or the disk is full.
+    """
+    frame = read_cells(folder / "cells.parquet")
+    html = report.render(
+        frame, _specs(frame), base=base, study_name=study_name, study=study, folder=folder, rerun=rerun
+    )
+    path = folder / "report.html"
+    report.write(html, path)
+    return path
+
+
+def build_all(
+    base: Path,
+    study_name: str,
+    study: Study,
+    cells: Iterable[Cell],
+    folder: Path,
+    *,
+    model_fingerprints: Mapping[tuple[str, int], str] | None = None,
+    dataset_hashes: Mapping[str, str] | None = None,
+    rerun: str = RERUN,
+) -> Path:
+    """Build everything from the cells that exist now, and return the report's path.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
+    """
+    build_cells(
+        base,
+        study_name,
+        study,
+        cells,
+        folder,
+        model_fingerprints=model_fingerprints,
+        dataset_hashes=dataset_hashes,
+    )
+    build_figures(folder)
+    build_tables(folder)
+    return build_report(base, study_name, study, folder, rerun=rerun)
+
+
+def _specs(frame: pd.DataFrame) -> list[FigureSpec]:
+    return figures(Cell(*values) for values in frame[list(AXES)].itertuples(index=False, name=None))

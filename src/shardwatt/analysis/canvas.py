@@ -1,0 +1,155 @@
+"""The page of a figure: words above and below the panels, its size, and saving it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from shardwatt.analysis.panels import INK, MUTED, Panel, draw_row
+from shardwatt.figurelist import FORMATS
+
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
+    "font.size": 9,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "hatch.linewidth": 0.7,
+    "svg.fonttype": "path",  # shapes instead of letters: no viewer needs the font
+    "svg.hashsalt": "shardwatt",  # the same file from the same numbers
+    "pdf.fonttype": 42,
+}
+
+#: Metadata that would make two runs differ.
+_METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+
+#: Inches: margin, heights of title, line of subtitle, legend and line of notes, and characters per inch.
+_MARGIN, _TITLE, _SUBTITLE, _LEGEND, _NOTE = 0.14, 0.3, 0.18, 0.34, 0.152
+_SUBTITLE_PER_IN, _NOTE_PER_IN = 14.5, 15.5
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A whole figure.
+
+    Attributes:
+        title: one line.
+        subtitle: what all panels share.
+        legend_title: what the series are.
+        rows: panels, row by row, as many in each; a row shares its y axis.
+        notes: sentences below.
+        one_scale: whether all rows share one y axis.
+    """
+
+    title: str
+    subtitle: str
+    legend_title: str
+    rows: Sequence[Sequence[Panel]]
+    notes: Sequence[str]
+    one_scale: bool = False
+
+
+def save(page: Page, folder: Path, name: str) -> list[Path]:
+    """Draw a page and write NAME.svg, NAME.pdf and NAME.png; the same bytes from the same page.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with mpl.rc_context(_STYLE):
+        figure = compose(page)
+        for extension in FORMATS:
+            path = folder / f"{name}.{extension}"
+            figure.savefig(path, format=extension, dpi=200, metadata=_METADATA[extension])
+            paths.append(path)
+    return paths
+
+
+def compose(page: Page) -> Figure:
+    """Lay a page out as a matplotlib figure."""
+    panels = [panel for row in page.rows for panel in row]
+    columns = len(page.rows[0])
+    width = max(6.6, columns * max(p.width_in for p in panels) + 0.3, _words_width_in(page))
+    subtitle = textwrap.wrap(page.subtitle, int((width - 2 * _MARGIN) * _SUBTITLE_PER_IN))
+    notes = [
+        line for note in page.notes for line in textwrap.wrap(note, int((width - 2 * _MARGIN) * _NOTE_PER_IN))
+    ]
+    header = _MARGIN + _TITLE + _SUBTITLE * len(subtitle) + _LEGEND
+    footer = _MARGIN + _NOTE * len(notes)
+    label_lines = max(group.count("\n") + 1 for panel in panels for group in panel.groups)
+    panel_height = (1.75 if len(page.rows) > 1 and not page.one_scale else 2.6) + 0.16 * label_lines
+    height = header + footer + panel_height * len(page.rows)
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    engine: Any = figure.get_layout_engine()
+    engine.set(
+        rect=(0, footer / height, 1, 1 - (header + footer) / height), w_pad=0.11, h_pad=0.07, wspace=0.01
+    )
+    grid = figure.subplots(len(page.rows), columns, squeeze=False, sharey="all" if page.one_scale else "row")
+    if page.one_scale:
+        draw_row(list(grid.flat), panels, columns=columns)
+    else:
+        for row, axes_row in zip(page.rows, grid, strict=True):
+            draw_row(axes_row, row, columns=columns)
+
+    left, top = _MARGIN / width, 1 - _MARGIN / height
+    figure.text(left, top, page.title, size=12, weight="bold", va="top", color=INK)
+    top -= _TITLE / height
+    figure.text(left, top, "\n".join(subtitle), size=9, va="top", color=MUTED)
+    top -= (_SUBTITLE * len(subtitle) + 0.05) / height
+    _legend(figure, page, left, top)
+    figure.text(
+        left, 0.6 * _MARGIN / height, "\n".join(notes), size=7.5, va="bottom", color=MUTED, linespacing=1.3
+    )
+    return figure
+
+
+def _words_width_in(page: Page) -> float:
+    """Inches that title and legend take; neither is broken."""
+    labels = [one.label for one in page.rows[0][0].series]
+    legend = 0.085 * len(page.legend_title) + sum(0.62 + 0.078 * len(label) for label in labels)
+    return 2 * _MARGIN + max(0.108 * len(page.title), legend)
+
+
+def _legend(figure: Figure, page: Page, left: float, top: float) -> None:
+    panel = page.rows[0][0]
+    handles: list[Any] = []
+    for one in panel.series:
+        if panel.log:
+            handles.append(Line2D([], [], color=one.colour, marker=one.marker, ls="", ms=7, mec=INK, mew=0.7))
+        else:
+            handles.append(Patch(facecolor=one.colour, hatch=one.hatch, edgecolor=INK, linewidth=0.6))
+    title = figure.text(left, top + 0.01 / figure.get_figheight(), page.legend_title, size=8.5, va="top")
+    title.set_color(MUTED)
+    figure.legend(
+        handles,
+        [one.label for one in panel.series],
+        loc="upper left",
+        bbox_to_anchor=(left + 0.085 * (len(page.legend_title) + 1) / figure.get_figwidth(), top),
+        ncols=len(panel.series),
+        frameon=False,
+        fontsize=8.5,
+        borderaxespad=0,
+        borderpad=0,
+        handlelength=1.7,
+        handletextpad=0.5,
+        columnspacing=1.5,
+    )

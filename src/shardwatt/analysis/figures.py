@@ -1,0 +1,283 @@
+"""The figures of a study: counterparts of figures 2 to 9 of arXiv 2310.03003, from the table of cells."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from shardwatt.analysis.canvas import Page, save
+from shardwatt.analysis.panels import Panel, Series, rounded
+from shardwatt.analysis.points import OF_ENERGY, Point, counts_in_order, in_order, named, outcome_of, point
+from shardwatt.analysis.survey import State
+from shardwatt.cell import AXES
+from shardwatt.figurelist import COMPARISONS, FigureSpec, Kind
+
+#: What each kind of figure shows: columns, with the words on their axis.
+QUANTITIES: dict[Kind, tuple[tuple[str, str], ...]] = {
+    Kind.THROUGHPUT: (
+        ("words_per_s", "words/s"),
+        ("tokens_per_s", "output tokens/s"),
+        ("responses_per_s", "responses/s"),
+    ),
+    Kind.POWER: (("power_w", "mean power of all devices (W)"),),
+    Kind.POWER_BY_SHARDS: (("power_w", "mean power of all devices (W)"),),
+    Kind.ENERGY_PER_TOKEN: (("energy_per_token_j", "energy per output token (J)"),),
+    Kind.ENERGY_PER_RESPONSE: (("energy_per_response_j", "energy per response (J)"),),
+}
+
+#: What a reader sees in each kind of figure, and what it is the counterpart of.
+CAPTIONS = {
+    Kind.THROUGHPUT: "Words, output tokens and responses per second of the inference window, each model on "
+    "each GPU type at the fewest shards that fit. Counterpart of figure 2 of arXiv 2310.03003.",
+    Kind.POWER: "Mean power of all devices over the inference window, for the runs of the throughput figure; "
+    "logarithmic axis. Counterpart of figure 3 of arXiv 2310.03003.",
+    Kind.POWER_BY_SHARDS: "Mean power of all devices over the inference window, by shards and batch size. "
+    "Counterpart of figures 4 and 5 of arXiv 2310.03003.",
+    Kind.ENERGY_PER_TOKEN: "Joules of all devices over the inference window per output token, by shards and "
+    "batch size. Counterpart of figures 6 and 7 of arXiv 2310.03003.",
+    Kind.ENERGY_PER_RESPONSE: "Joules of all devices over the inference window per response, by shards and "
+    "batch size. Counterpart of figures 8 and 9 of arXiv 2310.03003.",
+}
+
+#: Columns that say what a point's value is worth, or why it has none.
+_ALWAYS = (
+    "outcome",
+    "reason",
+    "energy_j",
+    "energy_method",
+    "energy_status",
+    "energy_detail",
+    "interval_kind",
+)
+
+#: Panels that would make a page wider than this stand below each other.
+_WIDEST_PAGE_IN = 14.0
+
+#: Letters of a model's name in one line below its bars.
+_LABEL_LETTERS = 14
+
+#: Absent points that a figure's notes name one by one.
+_NAMED_AT_MOST = 6
+
+Rows = pd.DataFrame
+
+
+@dataclass
+class _Notes:
+    """What the words under a figure are made from, collected while its points are."""
+
+    kinds: set[str] = field(default_factory=set)
+    sources: set[str] = field(default_factory=set)
+    no_result: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    not_in_study: list[str] = field(default_factory=list)
+
+    def sentences(self) -> list[str]:
+        words = []
+        ways = {
+            "within run": "within run (jackknife over the batches of one run)",
+            "repeats": "over repeats (Student's t)",
+        }
+        if self.kinds:
+            words.append(
+                f"Whiskers: 95 % interval {', or '.join(ways[kind] for kind in sorted(self.kinds))}."
+            )
+        if self.sources:
+            words.append(f"Energy, gross, over the inference window: {'; '.join(sorted(self.sources))}.")
+        for start, places in (
+            ("○ No result yet: ", self.no_result),
+            ("? Energy unknown: ", self.unknown),
+            ("Not in the study at this batch and length: ", self.not_in_study),
+        ):
+            if places:
+                words.append(start + _some(places) + ".")
+        return words
+
+
+def draw(frame: pd.DataFrame, spec: FigureSpec, folder: Path) -> list[Path]:
+    """Draw one figure and write NAME.svg, NAME.pdf and NAME.png into a folder; returns their paths.
+
+    Cells that do not fit, have no result, or no known energy are drawn as such, and named below.
+
+    Args:
+        frame: the study's whole table, as `read_cells` gives it.
+        spec: the figure.
+        folder: made if it is not there.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
+    """
+    return save(page(frame, spec), folder, spec.name)
+
+
+def page(frame: pd.DataFrame, spec: FigureSpec) -> Page:
+    """Lay out one figure: its panels, points and words."""
+    # Selecting rows copies every column: only those that are shown are carried along.
+    quantities = [name for name, _ in QUANTITIES[spec.kind]]
+    ends = [f"{name}_{end}" for name in quantities for end in ("low", "high")]
+    shown = frame[[*AXES, *_ALWAYS, *quantities, *ends]]
+    # As objects, the columns lie in one block, and selecting a point's rows copies that alone.
+    rows = _where(shown, dict(spec.fixed)).astype(object).copy()
+    return _comparison(shown, rows, spec) if spec.kind in COMPARISONS else _scaling(shown, rows, spec)
+
+
+def in_words(layout: Page) -> str:
+    """What a figure shows, for readers who cannot see it: ranges, estimates and what is absent."""
+    parts = [f"{layout.title}. {layout.subtitle}."]
+    for row in layout.rows:
+        for panel in row:
+            values = [point.value for point in panel.known if point.value is not None]
+            absent = [point for group in panel.points for point in group if point and point.value is None]
+            unfit = sum(point.outcome is State.DOES_NOT_FIT for point in absent)
+            words = "no values"
+            if values:
+                words = f"values from {rounded(min(values))} to {rounded(max(values))}"
+            if panel.tag:
+                words += f" ({panel.tag})"
+            if unfit:
+                words += f"; does not fit: {unfit}"
+            if len(absent) > unfit:
+                words += f"; without a value: {len(absent) - unfit}"
+            parts.append(f"{panel.title or row[0].title}, {panel.y_label}: {words}.")
+    return " ".join(parts)
+
+
+def _where(rows: Rows, place: Mapping[str, object]) -> Rows:
+    """The rows with these values of axes, selected at once: each selection copies every column."""
+    chosen = pd.Series(True, index=rows.index)
+    for axis, value in place.items():
+        chosen &= rows[axis] == value
+    return rows[chosen]
+
+
+def _scaling(frame: pd.DataFrame, rows: Rows, spec: FigureSpec) -> Page:
+    """Shards along x, a bar for each batch size, a panel for each data set."""
+    notes = _Notes()
+    shards = counts_in_order(rows["shards"])
+    all_batches = counts_in_order(frame["batch"])
+    batches = [batch for batch in all_batches if (rows["batch"] == batch).any()]
+    series = [Series(str(batch), all_batches.index(batch)) for batch in batches]
+    ((quantity, y_label),) = QUANTITIES[spec.kind]
+    panels = []
+    for dataset in in_order(rows["dataset"]):
+        points = [
+            [_point(rows, quantity, notes, dataset=dataset, shards=count, batch=batch) for batch in batches]
+            for count in shards
+        ]
+        groups = [str(count) for count in shards]
+        panels.append(Panel(dataset, groups, series, points, y_label, "shards (one device each)"))
+    beside = max(1, int(_WIDEST_PAGE_IN / max(panel.width_in for panel in panels)))
+    stacked = beside < len(panels)
+    rows_of_panels = [[panel] for panel in panels] if stacked else [panels]
+    words = _capital(spec.conditions)
+    return Page(spec.title, words, "batch size", rows_of_panels, notes.sentences(), one_scale=stacked)
+
+
+def _comparison(frame: pd.DataFrame, rows: Rows, spec: FigureSpec) -> Page:
+    """Models along x, a mark for each GPU type at its fewest shards, a column for each data set."""
+    notes = _Notes()
+    whole = _where(frame, {axis: value for axis, value in spec.fixed if axis not in ("batch", "length")})
+    models, gpus = in_order(rows["model"]), in_order(rows["gpu"])
+    present = {pair: _fewest_shards(rows, *pair) for pair in _pairs(rows)}
+    notes.not_in_study = [f"{model} on {gpu}" for model, gpu in _pairs(whole) if (model, gpu) not in present]
+    series = [Series(gpu, in_order(frame["gpu"]).index(gpu)) for gpu in gpus]
+    groups = [
+        "\n".join(
+            [*_lines(model), *(_times(present[model, gpu], gpu) for gpu in gpus if (model, gpu) in present)]
+        )
+        for model in models
+    ]
+    log = spec.kind is Kind.POWER
+    grid: list[list[Panel]] = []
+    for quantity, y_label in QUANTITIES[spec.kind]:
+        last = quantity == QUANTITIES[spec.kind][-1][0]
+        panels = []
+        for dataset in in_order(rows["dataset"]):
+            points = [
+                [
+                    _point(rows, quantity, notes, dataset=dataset, model=model, gpu=gpu, shards=count)
+                    if (count := present.get((model, gpu)))
+                    else None
+                    for gpu in gpus
+                ]
+                for model in models
+            ]
+            title = dataset if not grid else ""
+            labels = groups if last else [""] * len(models)
+            panels.append(Panel(title, labels, series, points, y_label, "", log))
+        grid.append(panels)
+    subtitle = f"Each at the fewest shards that fit; {spec.conditions}"
+    return Page(spec.title, subtitle, "GPU type", grid, notes.sentences())
+
+
+def _pairs(rows: Rows) -> list[tuple[str, str]]:
+    return list(dict.fromkeys(zip(rows["model"], rows["gpu"], strict=True)))
+
+
+def _fewest_shards(rows: Rows, model: str, gpu: str) -> int:
+    """The fewest shards that fit for any data set, as far as is known; the fewest of all if none does."""
+    own = rows[(rows["model"] == model) & (rows["gpu"] == gpu)]
+    counts = counts_in_order(own["shards"])
+    for count in counts:
+        if (own.loc[own["shards"] == count, "outcome"] != State.DOES_NOT_FIT).any():
+            return count
+    return counts[0]
+
+
+def _point(rows: Rows, quantity: str, notes: _Notes, **place: Any) -> Point | None:
+    """The point at a place of the figure; None where the study has no such cell. Notes what to say."""
+    own = _where(rows, place)
+    if own.empty:
+        return None
+    found = point(own, quantity)
+    words = named(list(place.items()))
+    if found.value is not None:
+        if found.interval_kind:
+            notes.kinds.add(found.interval_kind)
+        if quantity in OF_ENERGY:
+            notes.sources |= _sources(own)
+    elif found.outcome is State.OK:
+        notes.unknown.append(f"{words} ({own['energy_status'].dropna().iloc[0]})")
+    elif found.outcome is not State.DOES_NOT_FIT:
+        text = f"{words} ({outcome_of(own)}: {found.reason})"
+        if text not in notes.no_result:
+            notes.no_result.append(text)
+    return found
+
+
+def _sources(rows: Rows) -> set[str]:
+    """How the energy of rows was obtained, in words."""
+    known = rows[rows["energy_j"].notna()]
+    return {
+        f"{status}, {method}" if status != "estimated" else f"estimated ({_first_clause(detail)})"
+        for status, method, detail in zip(
+            known["energy_status"], known["energy_method"], known["energy_detail"], strict=True
+        )
+    }
+
+
+def _first_clause(detail: object) -> str:
+    return "no meter" if pd.isna(detail) else str(detail)  # type: ignore[call-overload]
+
+
+def _some(places: Sequence[str]) -> str:
+    more = len(places) - _NAMED_AT_MOST
+    named_ones: Iterable[str] = places[:_NAMED_AT_MOST]
+    return "; ".join(named_ones) + (f"; and {more} more" if more > 0 else "")
+
+
+def _lines(name: str) -> list[str]:
+    return textwrap.wrap(name, _LABEL_LETTERS, break_on_hyphens=True)
+
+
+def _times(shards: int, gpu: str) -> str:
+    return f"{shards} × {gpu}"  # noqa: RUF001 - a multiplication sign
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,279 @@
+"""What there is of a study on disk: one state for each of its cells, and why."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from shardwatt.cell import Cell
+from shardwatt.errors import RecordError
+from shardwatt.layout import CELL_FILES, CellPaths
+from shardwatt.records import Attempt, Failure, Outcome, Record, read
+from shardwatt.study import Constants
+
+_PARQUET_MAGIC = b"PAR1"
+_PARQUET_LEAST_BYTES = 12
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class State(StrEnum):
+    """What is known of a cell."""
+
+    OK = "ok"
+    DOES_NOT_FIT = "does_not_fit"
+    FAILED = "failed"
+    MISSING = "missing"
+    INVALID = "invalid"
+    OUTDATED = "outdated"
+
+
+#: States whose files Snakemake would trust although nothing can be taken from them.
+REFUSED = (State.INVALID, State.OUTDATED)
+
+
+@dataclass(frozen=True, slots=True)
+class CellState:
+    """What is known of one cell.
+
+    Attributes:
+        cell: the cell.
+        state: its outcome, or why it has none.
+        reason: a short code; None for `ok`.
+        detail: the same in words; None for `ok`.
+        record: the record of an `ok` or `does_not_fit` cell, otherwise None.
+        folder: where the cell's files are or would be.
+        log: the log to read, relative to the folder in which Snakemake runs; None where there is none.
+        target: what to ask Snakemake for to run the cell again.
+    """
+
+    cell: Cell
+    state: State
+    reason: str | None
+    detail: str | None
+    record: Record | None
+    folder: Path
+    log: str | None
+    target: str
+
+
+def survey(
+    base: Path,
+    study_name: str,
+    cells: Iterable[Cell],
+    constants: Constants,
+    *,
+    model_fingerprints: Mapping[tuple[str, int], str] | None = None,
+    dataset_hashes: Mapping[str, str] | None = None,
+    deep: bool = False,
+) -> list[CellState]:
+    """Find the state of each cell, in the order given. No bad cell hides another; nothing is raised.
+
+    A record is `ok` or `does_not_fit` only if it is whole, belongs to its path, and was made with the
+    study's constants, the expected checkpoint and the expected data. Where the latter two are not
+    given, the newest record of the study decides: the others are never mixed with it.
+
+    Args:
+        base: the folder that holds `results` and `logs`.
+        study_name: the study's name.
+        cells: its cells.
+        constants: its constants.
+        model_fingerprints: expected checkpoint of each (model, shards).
+        dataset_hashes: expected SHA-256 of each data set.
+        deep: also read the Parquet files whole and compare their rows with the record, which needs
+            pyarrow; otherwise only their first and last bytes are looked at.
+    """
+    with _no_search_for_garbage():
+        states = [_state(CellPaths(base, study_name, cell), constants, deep=deep) for cell in cells]
+    states = _refuse_others(
+        states, model_fingerprints or {}, _model_key, _fingerprint, "other_model", "checkpoint"
+    )
+    return _refuse_others(states, dataset_hashes or {}, _dataset_key, _dataset, "other_data", "data file")
+
+
+@contextmanager
+def _no_search_for_garbage() -> Iterator[None]:
+    """Records are trees that stay: searching thousands of them takes longer than reading them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _state(paths: CellPaths, constants: Constants, *, deep: bool) -> CellState:
+    try:
+        record = read(Record, paths.record)
+    except FileNotFoundError:
+        return _without_record(paths, constants)
+    except RecordError as problem:
+        return _found(paths, State.INVALID, "unreadable_record", str(problem))
+    if record.cell.to_cell() != paths.cell or record.study != paths.study:
+        found = f"study {record.study}, {record.cell.to_cell().path}"
+        return _found(paths, State.INVALID, "wrong_cell", f"{paths.record}: is the record of {found}")
+    if record.constants_hash != constants.hash:
+        return _found(paths, State.OUTDATED, "other_constants", _difference(record.constants, constants))
+    broken = _broken_file(paths.results)
+    if broken is None and deep:
+        broken = contradiction(paths.results, record)
+    if broken is not None:
+        return _found(paths, State.INVALID, *broken)
+    if record.outcome is Outcome.DOES_NOT_FIT:
+        state = _found(paths, State.DOES_NOT_FIT, "device_memory", record.reason)
+    else:
+        state = _found(paths, State.OK, None, None)
+    return replace(state, record=record)
+
+
+def _found(paths: CellPaths, state: State, reason: str | None, detail: str | None) -> CellState:
+    log = paths.supervisor_log
+    if detail is not None:  # what is shown and shared names no folder above the project's
+        detail = detail.replace(f"{paths.base}{os.sep}", "")
+    return CellState(
+        cell=paths.cell,
+        state=state,
+        reason=reason,
+        detail=detail,
+        record=None,
+        folder=paths.results,
+        log=str(log.relative_to(paths.base)) if log.is_file() else None,
+        target=paths.target,
+    )
+
+
+def _without_record(paths: CellPaths, constants: Constants) -> CellState:
+    try:
+        failure = read(Failure, paths.failure)
+    except FileNotFoundError:
+        return _found(paths, State.MISSING, *_last_attempt(paths.logs))
+    except RecordError as problem:
+        return _found(paths, State.FAILED, "unreadable_failure", str(problem))
+    if failure.constants_hash != constants.hash or failure.cell.to_cell() != paths.cell:
+        detail = f"not run with these constants; an attempt with others failed: {failure.message}"
+        return _found(paths, State.MISSING, "not_run", detail)
+    state = _found(paths, State.FAILED, failure.reason, failure.message)
+    return replace(state, log=failure.log)
+
+
+def _last_attempt(logs: Path) -> tuple[str, str]:
+    """Why there is neither a record nor a failure: never started, or started and not ended."""
+    try:
+        paths = [path for path in logs.iterdir() if path.match("attempt-*.json")]
+    except OSError:
+        paths = []
+    open_attempts = []
+    for path in paths:
+        try:
+            attempt = read(Attempt, path)
+        except (RecordError, FileNotFoundError):
+            continue
+        if attempt.ended_at is None:
+            open_attempts.append(attempt)
+    if not open_attempts:
+        return "not_run", "not run yet"
+    last = max(open_attempts, key=lambda attempt: attempt.started_at)
+    return "no_end", (
+        f"job {last.job_id} started on {last.node} at {last.started_at:%Y-%m-%d %H:%M:%S} UTC "
+        "and has not ended: it still runs, or was killed"
+    )
+
+
+def _difference(found: Constants, expected: Constants) -> str:
+    before, now = found.model_dump(), expected.model_dump()
+    changes = [f"{key} {before[key]}, now {now[key]}" for key in now if before[key] != now[key]]
+    return f"made with other constants: {', '.join(changes)}"
+
+
+def _broken_file(folder: Path) -> tuple[str, str] | None:
+    """The first declared file that is not there or is no whole Parquet file, as reason and detail."""
+    for name in CELL_FILES:
+        path = folder / name
+        if path.suffix != ".parquet":
+            continue
+        try:
+            with path.open("rb") as stream:
+                head = stream.read(len(_PARQUET_MAGIC))
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(max(0, size - len(_PARQUET_MAGIC)))
+                tail = stream.read()
+        except FileNotFoundError:
+            return "missing_file", f"{path}: is not there; the record alone is not the cell"
+        except OSError as problem:
+            return "unreadable_file", f"{path}: {problem.strerror}"
+        if size < _PARQUET_LEAST_BYTES or head != _PARQUET_MAGIC or tail != _PARQUET_MAGIC:
+            return "unreadable_file", f"{path}: torn: {size} bytes without Parquet's begin or end"
+    return None
+
+
+def contradiction(folder: Path, record: Record) -> tuple[str, str] | None:
+    """What in a cell's Parquet files cannot be read or contradicts the record, as reason and detail."""
+    from shardwatt.cellfiles import read_table  # pyarrow; a plain survey does without
+
+    try:
+        tables = {name: read_table(folder / name) for name in CELL_FILES if name.endswith(".parquet")}
+    except RecordError as problem:
+        return "unreadable_file", str(problem)
+    if record.counts is None:
+        return None
+    expected = {"responses.parquet": record.counts.prompts, "batches.parquet": record.counts.batches}
+    for name, rows in expected.items():
+        if tables[name].num_rows != rows:
+            return "contradiction", f"{folder / name}: {tables[name].num_rows} rows; the record says {rows}"
+    return None
+
+
+def _model_key(state: CellState) -> tuple[str, int]:
+    return state.cell.model, state.cell.shards
+
+
+def _fingerprint(record: Record) -> str:
+    return record.inputs.model_fingerprint
+
+
+def _dataset_key(state: CellState) -> str:
+    return state.cell.dataset
+
+
+def _dataset(record: Record) -> str:
+    return record.inputs.dataset_sha256
+
+
+def _ended(record: Record) -> datetime:
+    return record.timings.ended_at if record.timings else datetime.min.replace(tzinfo=UTC)
+
+
+def _refuse_others(
+    states: list[CellState],
+    expected: Mapping[Key, str],
+    key_of: Callable[[CellState], Key],
+    identity_of: Callable[[Record], str],
+    reason: str,
+    what: str,
+) -> list[CellState]:
+    """Mark `outdated` what was made from another input than expected, or than the newest record's."""
+    wanted: dict[Key, str] = {}
+    newest: dict[Key, datetime] = {}
+    for state in states:
+        key = key_of(state)
+        if state.record is not None and (key not in newest or _ended(state.record) > newest[key]):
+            wanted[key], newest[key] = identity_of(state.record), _ended(state.record)
+    wanted.update(expected)
+    checked = []
+    for state in states:
+        found = identity_of(state.record) if state.record else None
+        if found is not None and found != wanted[key_of(state)]:
+            whose = "the study's now" if key_of(state) in expected else "the newest record's"
+            detail = f"made from another {what}: {found[:16]}; {whose} is {wanted[key_of(state)][:16]}"
+            checked.append(replace(state, state=State.OUTDATED, reason=reason, detail=detail, record=None))
+        else:
+            checked.append(state)
+    return checked

@@ -1,0 +1,76 @@
+"""Which figures a study has."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from itertools import product
+
+from shardwatt.figurelist import FIGURE_PATTERN, FigureSpec, Kind, figures
+from synthetic_cells import make_cell
+
+
+def _names(specs: list[FigureSpec]) -> list[str]:
+    return [spec.name for spec in specs]
+
+
+def test_every_model_gpu_and_length_has_its_three_figures_beside_the_two_comparisons() -> None:
+    cells = [make_cell(length=length, batch=batch) for length, batch in product([256, 512], [4, 8])]
+    assert _names(figures(cells)) == [
+        "throughput",
+        "power",
+        "power-by-shards--llama-7b--v100--length-256",
+        "power-by-shards--llama-7b--v100--length-512",
+        "energy-per-token--llama-7b--v100--length-256",
+        "energy-per-token--llama-7b--v100--length-512",
+        "energy-per-response--llama-7b--v100--length-256",
+        "energy-per-response--llama-7b--v100--length-512",
+    ]
+
+
+def test_order_of_cells_does_not_change_the_list() -> None:
+    cells = [make_cell(model=model, gpu=gpu) for model, gpu in product(["b", "a"], ["v100", "a100"])]
+    assert figures(cells) == figures(list(reversed(cells)))
+
+
+def test_axes_that_the_study_varies_enter_the_name_and_others_do_not() -> None:
+    specs = figures([make_cell(cap=cap) for cap in ("250", "150")])
+    assert {"throughput--cap-150", "throughput--cap-250"} <= set(_names(specs))
+    assert all("fp16" not in name and "reference" not in name for name in _names(specs))
+    both = figures([make_cell(precision="fp16"), make_cell(precision="bf16")])
+    assert "energy-per-token--llama-7b--v100--length-256--bf16" in _names(both)
+
+
+def test_names_are_unique_even_where_axis_values_hold_dots_and_hyphens() -> None:
+    cells = [
+        make_cell(model="a.b", gpu="c"),
+        make_cell(model="a", gpu="b.c"),
+        make_cell(model="a-b", gpu="c"),
+    ]
+    names = _names(figures(cells))
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(FIGURE_PATTERN, name) for name in names)
+
+
+def test_comparisons_take_the_point_nearest_the_papers_that_most_pairs_have() -> None:
+    cells = [make_cell(batch=batch, length=length) for batch, length in product([32, 64, 128], [128, 256])]
+    cells += [make_cell(model="llama-13b", batch=32, length=128)]
+    (throughput,) = (spec for spec in figures(cells) if spec.kind is Kind.THROUGHPUT)
+    assert dict(throughput.fixed)["batch"] == 32, "64 is nearer, but 13b has 32 alone"
+    assert "batch 32, at most 128 new tokens" in throughput.conditions
+
+
+def test_a_spec_holds_its_own_cells_alone() -> None:
+    cells = [make_cell(length=256), make_cell(length=512)]
+    spec = next(s for s in figures(cells) if s.name.endswith("length-512"))
+    assert [spec.holds(cell) for cell in cells] == [False, True]
+
+
+def test_importing_the_list_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, shardwatt.figurelist; "
+        "print([m for m in ('pandas', 'matplotlib', 'pyarrow', 'torch') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
