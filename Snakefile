@@ -1,0 +1,33 @@
+# shardwatt: what LLM inference costs in energy and time.
+#
+#   snakemake --profile profiles/local results/demo/report.html     a whole study
+#   snakemake --profile profiles/local results/demo/cells/…/result.json     one cell again
+#
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/cells.smk"
+include: "workflow/rules/aggregate.smk"
+include: "workflow/rules/figures.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+# The default study; another one: --config study=NAME, last on the line.
+rule all:
+    default_target: True
+    input:
+        expand("results/{study}/report.html", study=config.get("study", "demo")),
+
+
+onstart:
+    gc.enable()
+
+
+onerror:
+    build_partial_reports()

@@ -1,0 +1,88 @@
+"""Commands that make tables, figures and the report from the cells that exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from shardwatt.cli.options import Place, place_options
+from shardwatt.layout import study_results
+
+
+@click.command()
+@click.argument("study")
+@place_options
+def aggregate(place: Place, study: str) -> None:
+    """Write a STUDY's cells.parquet and cells.csv, a row a cell."""
+    from shardwatt.analysis.build import build_cells
+
+    cells = place.cells(study)
+    known = place.identities(cells)
+    paths = build_cells(
+        place.base,
+        study,
+        place.study(study),
+        cells,
+        study_results(place.base, study),
+        model_fingerprints=known.model_fingerprints,
+        dataset_hashes=known.dataset_hashes,
+    )
+    _say(paths)
+
+
+@click.command()
+@click.argument("study")
+@click.argument("name")
+@place_options
+def figure(place: Place, study: str, name: str) -> None:
+    """Draw the figure NAME of a STUDY from its cells.parquet."""
+    from shardwatt.analysis.build import build_figures
+
+    _say(build_figures(study_results(place.base, study), [name]))
+
+
+@click.command()
+@click.argument("study")
+@place_options
+def tables(place: Place, study: str) -> None:
+    """Write the tables of a STUDY from its cells.parquet."""
+    from shardwatt.analysis.build import build_tables
+
+    _say(build_tables(study_results(place.base, study)))
+
+
+@click.command()
+@click.argument("study")
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Build everything, figures and tables too, from the cells that exist now, into "
+    "results/STUDY/partial; missing and failed cells are named.",
+)
+@place_options
+def report(place: Place, study: str, partial: bool) -> None:
+    """Write the report of a STUDY from its cells.parquet, figures and tables."""
+    from shardwatt.analysis.build import build_all, build_report
+
+    folder = study_results(place.base, study)
+    if not partial:
+        _say([build_report(place.base, study, place.study(study), folder)])
+        return
+    cells = place.cells(study)
+    known = place.identities(cells)
+    path = build_all(
+        place.base,
+        study,
+        place.study(study),
+        cells,
+        folder / "partial",
+        model_fingerprints=known.model_fingerprints,
+        dataset_hashes=known.dataset_hashes,
+    )
+    _say([path])
+
+
+def _say(paths: list[Path]) -> None:
+    for path in paths:
+        print(path)

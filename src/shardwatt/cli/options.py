@@ -1,0 +1,83 @@
+"""Options that commands share: the project's root, the site, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import update_wrapper
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shardwatt.cell import Cell
+from shardwatt.errors import ShardwattError
+from shardwatt.identity import Identities, identities
+from shardwatt.matrix import expand
+from shardwatt.site import Site, load_site
+from shardwatt.study import Study, load_study
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a command works.
+
+    Attributes:
+        root: the project's root, where config/ lies.
+        base: the folder that holds results/ and logs/.
+        site: what the place offers.
+    """
+
+    root: Path
+    base: Path
+    site: Site
+
+    def study(self, name: str) -> Study:
+        return load_study(self.root, name)
+
+    def identities(self, cells: Iterable[Cell]) -> Identities:
+        return identities(self.root, self.site, cells)
+
+    def cells(self, name: str) -> tuple[Cell, ...]:
+        return expand(self.root, name, self.study(name), self.site, with_models=False)
+
+
+def find_root() -> Path:
+    """The nearest folder upwards that holds a Snakefile and config/studies.
+
+    Raises:
+        ShardwattError: there is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "config" / "studies").is_dir() and (folder / "Snakefile").is_file():
+            return folder
+    raise ShardwattError(
+        f"{here}: neither this folder nor one above it holds a Snakefile and config/studies; "
+        "go to the project's folder or pass --root"
+    )
+
+
+def place_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --root and --site, and pass it the Place they stand for."""
+
+    @click.option(
+        "--root",
+        envvar="SHARDWATT_ROOT",
+        type=click.Path(path_type=Path, file_okay=False, exists=True),
+        help="The project's folder; default: the nearest one upwards.",
+    )
+    @click.option(
+        "--site",
+        "site_files",
+        envvar="SHARDWATT_SITE",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="A site file; may be given several times. Default: profiles/local/site.yaml.",
+    )
+    def with_place(root: Path | None, site_files: tuple[Path, ...], **options: Any) -> None:
+        root = (root or find_root()).resolve()
+        files = list(site_files) or [root / "profiles" / "local" / "site.yaml"]
+        function(Place(root, Path.cwd(), load_site(files)), **options)
+
+    return update_wrapper(with_place, function)

@@ -1,0 +1,207 @@
+"""What the rules ask: a study's cells, their inputs and identities. Cheap, for every job parses this."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from shardwatt.cell import Cell
+from shardwatt.datasets import Catalogue, load_catalogue
+from shardwatt.errors import StudyError, suggestion
+from shardwatt.figurelist import figures
+from shardwatt.layout import cell_target
+from shardwatt.matrix import expand
+from shardwatt.models import find_checkpoint, fingerprint, load_recipe, recipe_file
+from shardwatt.site import Site, load_site
+from shardwatt.study import Study, load_study
+
+
+def command_environment(root: Path, site_files: Sequence[str]) -> dict[str, str]:
+    """Environment in which rules call `python -m shardwatt`.
+
+    The interpreter that runs Snakemake comes first, unless a rule's own environment is put before it;
+    --root and --site default to this project and these site files.
+    """
+
+    def first(entry: Path, variable: str) -> str:
+        return os.pathsep.join(filter(None, (str(entry), os.environ.get(variable))))
+
+    return {
+        "PATH": first(Path(sys.executable).parent, "PATH"),
+        "PYTHONPATH": first(root / "src", "PYTHONPATH"),
+        "SHARDWATT_ROOT": str(root),
+        "SHARDWATT_SITE": os.pathsep.join(str(path) for path in site_files),
+    }
+
+
+class Planner:
+    """Answers the rules' questions; reads each file once.
+
+    Args:
+        root: the project's root, where config/ lies.
+        base: the folder in which Snakemake runs.
+        site_files: the site's files, as given to Snakemake by --configfile or the profile.
+    """
+
+    def __init__(self, root: Path, base: Path, site_files: Sequence[str]) -> None:
+        self.root = root
+        self.base = base
+        self._site_files = [Path(path) for path in site_files]
+        #: Studies whose cells were asked for in this run.
+        self.studies_asked: set[str] = set()
+        self.study = lru_cache(None)(self._study)
+        self.cells = lru_cache(None)(self._cells)
+        self.figure_names = lru_cache(None)(self._figure_names)
+        self._is_made = lru_cache(None)(lambda model: recipe_file(root, model).is_file())
+        self._model_inputs = lru_cache(None)(self._find_model_inputs)
+        self._model_identity = lru_cache(None)(self._find_model_identity)
+        self._dataset_input = lru_cache(None)(self._find_dataset_input)
+        self._dataset_identity = lru_cache(None)(self._find_dataset_identity)
+        self._constants_hash = lru_cache(None)(lambda study: self.study(study).constants.hash)
+
+    @cached_property
+    def site(self) -> Site:
+        """The site; its folders relative where they can be, so that their spelling reruns nothing."""
+        site = load_site(self._site_files)
+        folders = {name: Path(self._shown(getattr(site, name))) for name in ("models", "data")}
+        return site.model_copy(update=folders)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        return load_catalogue(self.root)
+
+    def recipes(self) -> list[str]:
+        """Names of the models that can be made."""
+        return sorted(path.stem for path in recipe_file(self.root, "*").parent.glob("*.yaml"))
+
+    def pinned_files(self) -> list[str]:
+        """Names of the files that can be fetched into the data folder."""
+        entries = [*self.catalogue.datasets.values(), *self.catalogue.tokenizers.values()]
+        return sorted({entry.file for entry in entries if entry.folder is None})
+
+    def targets(self, study: str) -> list[str]:
+        """The records of a study's cells.
+
+        Raises:
+            StudyError: there is no such study, or its file has a mistake.
+        """
+        self.studies_asked.add(study)
+        return [cell_target(study, path) for path in self.cells(study)]
+
+    def summary_is_stale(self, study: str, summary: str) -> bool:
+        """Whether a summary stands while a cell of its study is missing.
+
+        Snakemake takes an existing summary as proof that what it was made from is not needed.
+        """
+        if not (self.base / summary).exists():
+            return False
+        return any(not (self.base / target).exists() for target in self.targets(study))
+
+    def cell(self, study: str, path: str) -> Cell:
+        """A cell of a study by its path.
+
+        Raises:
+            StudyError: the study has no such cell.
+        """
+        self.studies_asked.add(study)
+        try:
+            return self.cells(study)[path]
+        except KeyError:
+            raise StudyError(
+                f"study '{study}' has no cell {path}; `shardwatt cells {study}` lists those that it has"
+            ) from None
+
+    def made_inputs(self, study: str, path: str) -> list[str]:
+        """What a cell reads that this workflow makes from a recipe: its model, or nothing."""
+        cell = self.cell(study, path)
+        return self._model_inputs(cell.model, cell.shards) if self._is_made(cell.model) else []
+
+    def found_inputs(self, study: str, path: str) -> list[str]:
+        """What a cell reads that is found or fetched: its data set, and a model without a recipe."""
+        cell = self.cell(study, path)
+        found = [] if self._is_made(cell.model) else self._model_inputs(cell.model, cell.shards)
+        return [*found, self._dataset_input(cell.dataset)]
+
+    def cell_identity(self, study: str, path: str) -> str:
+        """Constants, model and data set of a cell: what, if changed, makes its record outdated."""
+        cell = self.cell(study, path)
+        return " ".join(
+            (
+                self._constants_hash(study),
+                self._model_identity(cell.model, cell.shards),
+                self._dataset_identity(cell.dataset),
+            )
+        )
+
+    def _figure_names(self, study: str) -> list[str]:
+        return [spec.name for spec in figures(list(self.cells(study).values()))]
+
+    def figure_source(self, study: str, figure: str) -> str:
+        """The table that a figure is drawn from.
+
+        Raises:
+            StudyError: the study has no such figure.
+        """
+        known = self.figure_names(study)
+        if figure not in known:
+            raise StudyError(
+                f"study '{study}' has no figure '{figure}'{suggestion(figure, known)}; "
+                f"it has {', '.join(known)}"
+            )
+        return f"results/{study}/cells.parquet"
+
+    def model_sources(self, model: str) -> list[str]:
+        """What a tokenizer of a model that is made is made from."""
+        recipe = load_recipe(self.root, model)
+        assert recipe is not None, model
+        if recipe.tokenizer is not None:
+            pinned = self.catalogue.tokenizer(recipe.tokenizer)
+            return [self._shown(pinned.path(self.root, self.site.data))]
+        return [
+            self._shown(entry.path(self.root, self.site.data))
+            for name, entry in self.catalogue.datasets.items()
+            if name.startswith("demo-")
+        ]
+
+    def recipe_pattern(self) -> str:
+        """Path of a recipe, with the wildcard {model}."""
+        return self._shown(recipe_file(self.root, "{model}"))
+
+    def _shown(self, path: Path) -> str:
+        """A path as Snakemake is told: relative where it can be, so that a moved project reruns nothing."""
+        return str(path.relative_to(self.base) if path.is_relative_to(self.base) else path)
+
+    def _study(self, name: str) -> Study:
+        return load_study(self.root, name)
+
+    def _cells(self, name: str) -> dict[str, Cell]:
+        return {cell.path: cell for cell in expand(self.root, name, self.study(name), self.site)}
+
+    def _find_model_inputs(self, model: str, shards: int) -> list[str]:
+        checkpoint = find_checkpoint(self.root, self.site.models, model, shards)
+        if self._is_made(model):
+            return [str(checkpoint.folder), str(checkpoint.tokenizer)]
+        # Its files are looked at by `find_checkpoint`, once; as inputs they would be looked at for each cell.
+        return [str(checkpoint.folder)]
+
+    def _find_model_identity(self, model: str, shards: int) -> str:
+        checkpoint = find_checkpoint(self.root, self.site.models, model, shards)
+        return fingerprint(self.root, checkpoint, model)
+
+    def _find_dataset_input(self, name: str) -> str:
+        return self._shown(self.catalogue.dataset(name).path(self.root, self.site.data))
+
+    def _find_dataset_identity(self, name: str) -> str:
+        dataset = self.catalogue.dataset(name)
+        pinned = dataset.sha256 or dataset.git_blob
+        if pinned is not None:
+            return pinned
+        path = dataset.path(self.root, self.site.data)
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as problem:
+            raise StudyError(f"data set '{name}': {path}: {problem.strerror}") from None

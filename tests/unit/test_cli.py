@@ -1,0 +1,227 @@
+"""Guards the commands: what they list and remove, and how a user's mistake ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shardwatt.cell import Cell
+from shardwatt.cli import main
+from shardwatt.layout import CELL_FILES, CellPaths
+from shardwatt.models import find_checkpoint, fingerprint
+from small_project import BLOCK, DATASETS, make_checkpoint, make_root, site_content, write_yaml
+from synthetic_cells import (
+    CONSTANTS,
+    STUDY,
+    Numbers,
+    make_cell,
+    write_does_not_fit,
+    write_failed,
+    write_ok,
+    write_outdated,
+    write_torn,
+)
+
+Shardwatt = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def cell(batch: int, length: int = 256) -> Cell:
+    return make_cell(model="llama-65b", shards=8, batch=batch, length=length, dataset="gsm8k")
+
+
+def target(batch: int, length: int = 256) -> str:
+    return CellPaths(Path(), STUDY, cell(batch, length)).target
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project of twelve cells: five with something to tell at length 256, six at 512, one not run."""
+    root = make_root(tmp_path / "a project")
+    (root / "Snakefile").touch()
+    write_yaml(root / "profiles" / "local" / "site.yaml", site_content(root))
+    block = {**BLOCK, "batch": [1, 2, 4, 5, 10, 20], "length": [256, 512]}
+    study = {"title": "A test", "prompts": CONSTANTS.prompts, "matrix": [block]}
+    write_yaml(root / "config" / "studies" / f"{STUDY}.yaml", study)
+    make_checkpoint(root / "models" / "llama-65b", 8)
+    made_from = fingerprint(root, find_checkpoint(root, root / "models", "llama-65b", 8), "llama-65b")
+    numbers = Numbers(model_fingerprint=made_from, dataset_sha256=DATASETS["gsm8k"]["sha256"])
+    write_ok(root, cell(1), numbers)
+    write_does_not_fit(root, cell(2), numbers)
+    write_failed(root, cell(4), message="rank 3 lost its way [into the bushes]")
+    write_torn(root, cell(5))
+    write_outdated(root, cell(10))
+    for batch in (1, 2, 4, 5, 10, 20):
+        write_ok(root, cell(batch, 512), numbers)
+    return root
+
+
+@pytest.fixture
+def shardwatt(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shardwatt:
+    for name in ("SHARDWATT_ROOT", "SHARDWATT_SITE", "SHARDWATT_MODELS", "SHARDWATT_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: str, cwd: Path = root) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["shardwatt", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return subprocess.CompletedProcess(words, end.value.code, printed.out, printed.err)
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    """A user's: nothing of this project set, and output buffered as usual."""
+    others = ("SHARDWATT_", "PYTHONUNBUFFERED")
+    return {name: value for name, value in os.environ.items() if not name.startswith(others)}
+
+
+def files(root: Path) -> set[Path]:
+    return {path.relative_to(root) for path in root.rglob("*") if path.is_file()}
+
+
+def refusal(run: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    """The message of a command that refused; it is all there is."""
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""
+    return run.stderr
+
+
+def test_every_cell_is_listed_with_outcome_reason_and_target(shardwatt: Shardwatt) -> None:
+    run = shardwatt("cells", STUDY)
+    assert run.returncode == 0, run.stderr
+    head = run.stdout.splitlines()[0]
+    assert (
+        head == f"{STUDY}: 12 of 12 cells: 7 ok, 1 does_not_fit, 1 failed, 1 missing, 1 invalid, 1 outdated"
+    )
+    assert "rank_died: rank 3 lost its way [into the bushes]" in run.stdout
+    for batch in (2, 4, 5, 10, 20):
+        assert f"rerun: {target(batch)}" in run.stdout
+    assert target(1) not in run.stdout
+    assert target(1) in shardwatt("cells", STUDY, "--long").stdout
+    assert f"`shardwatt cells {STUDY} --remove-invalid`" in run.stderr
+
+
+def test_json_tells_what_the_table_tells(shardwatt: Shardwatt) -> None:
+    found = json.loads(shardwatt("cells", STUDY, "--format", "json", "--where", "length=256").stdout)
+    assert {entry["cell"]["batch"]: (entry["outcome"], entry["reason"]) for entry in found} == {
+        1: ("ok", None),
+        2: ("does_not_fit", "device_memory"),
+        4: ("failed", "rank_died"),
+        5: ("invalid", "unreadable_record"),
+        10: ("outdated", "other_constants"),
+        20: ("missing", "not_run"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--where", "batch=2,20", "--where", "length=256"], [(2, 256), (20, 256)]),
+        (["--where", "batch=2,20", "--where", "batch=20"], [(20, 256), (20, 512)]),
+        (["--outcome", "failed", "--outcome", "missing"], [(4, 256), (20, 256)]),
+        (["--outcome", "ok", "--where", "batch=1"], [(1, 256), (1, 512)]),
+        (["--where", "cap=300"], []),
+    ],
+)
+def test_filters_hold_together(
+    shardwatt: Shardwatt, words: list[str], expected: list[tuple[int, int]]
+) -> None:
+    run = shardwatt("cells", STUDY, "--format", "targets", *words)
+    assert run.stdout.splitlines() == [target(*axes) for axes in expected]
+
+
+def test_only_the_four_files_of_refused_cells_are_removed(shardwatt: Shardwatt, root: Path) -> None:
+    torn, outdated = (CellPaths(root, STUDY, cell(batch)) for batch in (5, 10))
+    (torn.results / "notes.txt").write_text("mine")
+    before = files(root)
+    run = shardwatt("cells", STUDY, "--remove-invalid")
+    assert run.returncode == 0, run.stderr
+    gone = {paths.results.relative_to(root) / name for paths in (torn, outdated) for name in CELL_FILES}
+    assert before - files(root) == gone
+    assert not outdated.results.exists()
+    assert (torn.results / "notes.txt").read_text() == "mine"
+    assert f"removed invalid: {torn.target}" in run.stderr
+    assert shardwatt("cells", STUDY, "--outcome", "invalid", "--format", "targets").stdout == ""
+
+
+def test_removing_keeps_to_the_filters(shardwatt: Shardwatt, root: Path) -> None:
+    shardwatt("cells", STUDY, "--remove-invalid", "--outcome", "outdated")
+    assert CellPaths(root, STUDY, cell(5)).record.exists()
+    assert not CellPaths(root, STUDY, cell(10)).record.exists()
+
+
+def test_a_folder_below_the_project_finds_it(shardwatt: Shardwatt, root: Path) -> None:
+    run = shardwatt("cells", STUDY, "--format", "targets", cwd=root / "config")
+    assert len(run.stdout.splitlines()) == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["cells", "synthetik"], 1, "unknown study 'synthetik'; did you mean 'synthetic'?"),
+        (["cells", STUDY, "--where", "bach=2"], 1, "did you mean 'batch'?"),
+        (["cells", STUDY, "--where", "batch"], 1, "expected AXIS=VALUE"),
+        (["cells", STUDY, "--outcome", "fine"], 2, "'fine' is not one of"),
+        (["cells", STUDY, "--site", "nowhere.yaml"], 1, "nowhere.yaml"),
+        (["cells"], 2, "Missing argument 'STUDY'"),
+        (["sells", STUDY], 2, "No such command 'sells'"),
+        (["run-cell", STUDY, "model=llama"], 1, "'model=llama' is no cell"),
+    ],
+)
+def test_mistakes_end_in_one_message(shardwatt: Shardwatt, words: list[str], code: int, told: str) -> None:
+    assert told in refusal(shardwatt(*words), code)
+
+
+def test_outside_a_project_it_says_where_to_go(shardwatt: Shardwatt, tmp_path: Path) -> None:
+    assert "go to the project's folder or pass --root" in refusal(shardwatt("cells", STUDY, cwd=tmp_path))
+
+
+def test_a_cell_that_the_study_lacks_fails_with_its_reason(shardwatt: Shardwatt) -> None:
+    message = refusal(shardwatt("run-cell", STUDY, cell(3).path))
+    assert f"shardwatt: configuration: study '{STUDY}' has no cell engine=reference" in message
+
+
+def test_results_that_cannot_be_written_are_the_disks_fault(shardwatt: Shardwatt, root: Path) -> None:
+    (root / "results" / STUDY / "cells.parquet").mkdir()
+    message = refusal(shardwatt("aggregate", STUDY))
+    assert "expected a folder that can be written" in message
+
+
+@pytest.mark.parametrize("style", ["json", "targets"], ids=["seen while printing", "seen at the end"])
+def test_a_reader_that_has_seen_enough_is_no_error(root: Path, style: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shardwatt", "cells", STUDY, "--format", style],
+        cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=60) == 1
+    assert errors == ""
+
+
+def test_ctrl_c_ends_in_one_word(root: Path) -> None:
+    """The site is a pipe that nobody fills: the command waits in mid-work."""
+    site = root / "site.yaml"
+    os.mkfifo(site)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shardwatt", "cells", STUDY, "--site", str(site)],
+        cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with site.open("w"):  # returns once the command has opened it
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip() == "shardwatt: interrupted"

@@ -1,0 +1,21 @@
+# One cell: the supervisor starts the ranks, watches them and puts the four files into place.
+
+
+rule cell:
+    input:
+        files_of_cell,
+    output:
+        "results/{study}/cells/{cell}/result.json",
+        "results/{study}/cells/{cell}/responses.parquet",
+        "results/{study}/cells/{cell}/batches.parquet",
+        "results/{study}/cells/{cell}/power.parquet",
+    log:
+        "logs/{study}/cells/{cell}/supervisor.log",
+    conda:
+        "../envs/shardwatt.yaml"
+    # Nothing else runs beside a cell: neighbours spoil watts and seconds.
+    threads: workflow.cores or 1
+    params:
+        identity=identity_of_cell,
+    shell:
+        "python -m shardwatt run-cell" " {wildcards.study:q} {wildcards.cell:q}"

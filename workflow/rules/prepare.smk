@@ -1,0 +1,44 @@
+# What cells read: pinned files from a configured folder or the net, and models made from recipes.
+
+
+localrules:
+    fetch,
+
+
+rule fetch:
+    output:
+        f"{DATA}/{{file}}",
+    log:
+        "logs/fetch/{file}.log",
+    conda:
+        "../envs/shardwatt.yaml"
+    shell:
+        "python -m shardwatt fetch {wildcards.file:q} 2>&1 | tee {log:q}"
+
+
+rule make_tokenizer:
+    input:
+        lambda wildcards: ask(PLANNER.model_sources, wildcards.model),
+    output:
+        f"{MODELS}/{{model}}/tokenizer.model",
+    log:
+        "logs/models/{model}/tokenizer.log",
+    conda:
+        "../envs/shardwatt.yaml"
+    shell:
+        "python -m shardwatt make-tokenizer {wildcards.model:q}" " > {log:q} 2>&1"
+
+
+rule make_model:
+    input:
+        recipe=PLANNER.recipe_pattern(),
+        tokenizer=f"{MODELS}/{{model}}/tokenizer.model",
+    output:
+        directory(f"{MODELS}/{{model}}/shards-{{shards}}"),
+    log:
+        "logs/models/{model}/shards-{shards}.log",
+    conda:
+        "../envs/shardwatt.yaml"
+    shell:
+        "python -m shardwatt make-model"
+        " {wildcards.model:q} {wildcards.shards:q} > {log:q} 2>&1"
