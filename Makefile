@@ -1,0 +1,78 @@
+# Every target sets up what it needs; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+export PYTHON TORCH_INDEX
+# A cluster's modules must not reach into the environment.
+unexport PYTHONPATH PYTHONHOME
+
+BIN := .venv/bin
+ENVIRONMENT := constraints.txt pyproject.toml scripts/create-env.sh
+DEMO := results/demo
+
+.PHONY: help env demo test lint unit workflow schemas constraints clean
+
+help: ## list the targets
+	@echo "Targets:"
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+	@echo
+	@echo "Variables:"
+	@echo "  PYTHON=…          the interpreter to make .venv from, 3.11 or newer (now: $(PYTHON))"
+	@echo "  TORCH_INDEX=…     where torch alone is installed from; on a machine without a GPU"
+	@echo "                    https://download.pytorch.org/whl/cpu saves gigabytes of CUDA packages"
+
+env: .venv/installed ## make .venv with everything that a study needs
+
+.venv/installed: $(ENVIRONMENT)
+	scripts/create-env.sh
+	touch $@
+
+.venv/installed-dev: $(ENVIRONMENT)
+	scripts/create-env.sh --dev
+	touch .venv/installed $@
+
+demo: .venv/installed ## run the study `demo` on this machine's processor, up to figures and report
+	$(BIN)/python -m snakemake --profile profiles/local $(DEMO)/report.html
+	@echo
+	@echo "The study 'demo' is done. Look at:"
+	@echo "  report     $(DEMO)/report.html (open it in a browser)"
+	@echo "  figures    $(DEMO)/figures/ (SVG, PDF, PNG)"
+	@echo "  tables     $(DEMO)/tables/ (CSV, Markdown, LaTeX)"
+	@echo "  all cells  $(DEMO)/cells.csv and cells.parquet"
+
+test: lint unit workflow ## run every check and test
+
+lint: .venv/installed-dev ## run the checks that run nothing: style, types, rules
+	@echo "== ruff check"
+	@$(BIN)/ruff check
+	@echo "== ruff format"
+	@$(BIN)/ruff format --check
+	@echo "== mypy"
+	@$(BIN)/mypy
+	@echo "== snakefmt"
+	@$(BIN)/snakefmt --check Snakefile workflow/rules
+	@echo "== snakemake --lint"
+	@$(BIN)/python -m snakemake --profile profiles/local --lint
+
+unit: .venv/installed-dev ## run the unit tests
+	@echo "== unit tests"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2
+
+workflow: .venv/installed-dev ## run whole workflows of a tiny study
+	@echo "== workflow tests"
+	@$(BIN)/python -m pytest tests/workflow
+
+schemas: .venv/installed ## write the JSON schemas in workflow/schemas anew from the models
+	@$(BIN)/python -m shardwatt schemas
+
+constraints: ## renew the pinned versions in constraints.txt, within pyproject.toml's ranges
+	scripts/renew-constraints.sh
+
+clean: ## remove caches and build folders; keeps .venv, models, data, logs and results
+	rm -rf build src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis benchmarks/out
+	find src tests benchmarks workflow -name __pycache__ -type d -prune -exec rm -rf {} +
