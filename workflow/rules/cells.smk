@@ -16,6 +16,8 @@ rule cell:
     # Nothing else runs beside a cell: neighbours spoil watts and seconds.
     threads: workflow.cores or 1
     params:
-        identity=identity_of_cell,
+        identity=lambda wildcards: ask(
+            PLANNER.cell_identity, wildcards.study, wildcards.cell
+        ),
     shell:
         "python -m shardwatt run-cell" " {wildcards.study:q} {wildcards.cell:q}"

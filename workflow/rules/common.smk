@@ -1,5 +1,4 @@
 import gc
-import inspect
 import os
 import re
 import subprocess
@@ -54,25 +53,12 @@ def ask(question, *words):
         sys.exit(1)
 
 
-def parameters_known(function):
-    """Spare Snakemake looking a function's parameters up, which it does several times a job."""
-    function.__signature__ = inspect.signature(function)
-    return function
-
-
-@parameters_known
 def files_of_cell(wildcards):
     """What a cell reads: its model and its data set."""
     cell = wildcards.study, wildcards.cell
     # Touching a checkpoint of 130 GB reruns nothing; a changed one shows in `identity`.
     found = map(ancient, ask(PLANNER.found_inputs, *cell))
     return [*ask(PLANNER.made_inputs, *cell), *found]
-
-
-@parameters_known
-def identity_of_cell(wildcards):
-    """What, if changed, makes a cell's record outdated: constants, model and data set."""
-    return ask(PLANNER.cell_identity, wildcards.study, wildcards.cell)
 
 
 def records_of_study(wildcards):
