@@ -15,7 +15,7 @@ from shardwatt.errors import StudyError, suggestion
 from shardwatt.figurelist import figures
 from shardwatt.layout import cell_target
 from shardwatt.matrix import expand
-from shardwatt.models import find_checkpoint, fingerprint, load_recipe, recipe_file
+from shardwatt.models import TRAINING_DATASETS, find_checkpoint, fingerprint, load_recipe, recipe_file
 from shardwatt.site import Site, load_site
 from shardwatt.study import Study, load_study
 
@@ -161,11 +161,7 @@ class Planner:
         if recipe.tokenizer is not None:
             pinned = self.catalogue.tokenizer(recipe.tokenizer)
             return [self._shown(pinned.path(self.root, self.site.data))]
-        return [
-            self._shown(entry.path(self.root, self.site.data))
-            for name, entry in self.catalogue.datasets.items()
-            if name.startswith("demo-")
-        ]
+        return [self._dataset_input(name) for name in TRAINING_DATASETS]
 
     def recipe_pattern(self) -> str:
         """Path of a recipe, with the wildcard {model}."""

@@ -15,6 +15,9 @@ from shardwatt.architectures import CATALOGUE, Architecture, from_params
 from shardwatt.errors import ShardwattError, suggestion
 from shardwatt.yamlfile import StrictModel, parse_model, read_mapping
 
+#: Data sets of the project itself whose prompts and answers a recipe's own tokenizer is trained on.
+TRAINING_DATASETS = ("demo-alpaca", "demo-gsm8k")
+
 SHARD_FILE = "consolidated.{rank:02d}.pth"
 _SHARD_NAME = re.compile(r"consolidated\.[0-9]{2}\.pth")
 

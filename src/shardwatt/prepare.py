@@ -13,6 +13,7 @@ from shardwatt.data.tokenizer import Tokenizer
 from shardwatt.datasets import CatalogueError, load_catalogue
 from shardwatt.errors import suggestion
 from shardwatt.models import (
+    TRAINING_DATASETS,
     ModelError,
     Recipe,
     find_architecture,
@@ -22,9 +23,6 @@ from shardwatt.models import (
     recipe_file,
 )
 from shardwatt.site import Site
-
-#: Data sets of the project itself whose prompts and answers the demo's tokenizer is trained on.
-TRAINING_DATASETS = ("demo-alpaca", "demo-gsm8k")
 
 
 def fetch_file(root: Path, site: Site, name: str) -> Path:
