@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from shardwatt.attempts import Failure
 from shardwatt.cell import Cell
 from shardwatt.cellfiles import write_table
 from shardwatt.errors import Reason
@@ -22,7 +23,6 @@ from shardwatt.records import (
     Coverage,
     Device,
     Energy,
-    Failure,
     Inputs,
     Mean,
     Memory,

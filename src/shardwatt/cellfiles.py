@@ -75,14 +75,14 @@ SCHEMAS = {
 }
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows under the schema that belongs to the file's name.
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], form: str | None = None) -> None:
+    """Write rows under the schema that belongs to the file's name, or to the one whose form it has.
 
     Raises:
         pyarrow.ArrowInvalid: a row does not fit the schema; a defect of the caller.
         OSError: the disk is full or the folder cannot be written.
     """
-    schema = SCHEMAS[path.name]
+    schema = SCHEMAS[form or path.name]
     unknown = {key for row in rows for key in row} - set(schema.names)
     if unknown:
         raise pa.ArrowInvalid(f"{path.name} has no columns {', '.join(sorted(unknown))}")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from shardwatt.cell import Cell
 from shardwatt.datasets import Catalogue, load_catalogue
-from shardwatt.errors import StudyError, suggestion
+from shardwatt.errors import SiteError, StudyError, suggestion
 from shardwatt.figurelist import figures
 from shardwatt.layout import cell_target
 from shardwatt.matrix import expand
 from shardwatt.models import TRAINING_DATASETS, find_checkpoint, fingerprint, load_recipe, recipe_file
+from shardwatt.resources import Budget, budget, cell_resources, describe_job
 from shardwatt.site import Site, load_site
 from shardwatt.study import Study, load_study
 
@@ -30,7 +31,10 @@ def command_environment(root: Path, site_files: Sequence[str]) -> dict[str, str]
     def first(entry: Path, variable: str) -> str:
         return os.pathsep.join(filter(None, (str(entry), os.environ.get(variable))))
 
+    # A Slurm job step removes Slurm's own variables; jobs take the configuration from this one.
+    slurm_conf = os.environ.get("SLURM_CONF") or os.environ.get("SHARDWATT_SLURM_CONF")
     return {
+        **({"SHARDWATT_SLURM_CONF": slurm_conf} if slurm_conf else {}),
         "PATH": first(Path(sys.executable).parent, "PATH"),
         "PYTHONPATH": first(root / "src", "PYTHONPATH"),
         "SHARDWATT_ROOT": str(root),
@@ -61,6 +65,7 @@ class Planner:
         self._model_identity = lru_cache(None)(self._find_model_identity)
         self._dataset_input = lru_cache(None)(self._find_dataset_input)
         self._dataset_identity = lru_cache(None)(self._find_dataset_identity)
+        self._cell_resources = lru_cache(None)(self._find_cell_resources)
         self._constants_hash = lru_cache(None)(lambda study: self.study(study).constants.hash)
 
     @cached_property
@@ -136,6 +141,51 @@ class Planner:
                 self._dataset_identity(cell.dataset),
             )
         )
+
+    def cell_resource(self, study: str, path: str, attempt: int, name: str) -> int | str | None:
+        """One of the resources of a cell's job, or None where it has none of this name."""
+        return self._cell_resources(study, path, attempt).get(name)
+
+    def job_line(self, study: str, path: str, attempt: int) -> str:
+        """A cell's job as the plan shows it."""
+        return describe_job(self.site, study, self.cell(study, path), attempt)
+
+    def budget(self, cells: Iterable[tuple[str, str]], limit: float | None) -> Budget:
+        """What a run may take.
+
+        Args:
+            cells: study and path of each cell that is to run.
+            limit: most GPU hours that are agreed; None: no limit.
+        """
+        return budget(self.site, [(study, self.cell(study, path)) for study, path in cells], limit)
+
+    def check_executor(self, is_local: bool) -> None:
+        """Refuse to run cells in the wrong place.
+
+        Args:
+            is_local: Snakemake runs jobs on this machine, not through Slurm.
+
+        Raises:
+            SiteError: the site's launcher belongs to the other place.
+        """
+        if self.site.launcher == "local" and not is_local:
+            raise SiteError(
+                f"launcher: site '{self.site.name}' has `local`, and jobs go to Slurm; expected a site with "
+                "launcher `slurm`: edit profiles/slurm/site.yaml, or use --profile profiles/local"
+            )
+        if not is_local and any(map(str.isspace, sys.executable)):
+            raise SiteError(
+                f"{sys.executable}: snakemake-executor-plugin-slurm starts jobs with this path unquoted; "
+                "expected one without spaces: put the project, or its .venv, into another folder"
+            )
+        if self.site.launcher == "slurm" and is_local and "SLURM_JOB_ID" not in os.environ:
+            raise SiteError(
+                f"launcher: site '{self.site.name}' has `slurm`, and jobs would run on this machine; "
+                "use --profile profiles/slurm"
+            )
+
+    def _find_cell_resources(self, study: str, path: str, attempt: int) -> dict[str, int | str]:
+        return cell_resources(self.site, self.cell(study, path), attempt)
 
     def _figure_names(self, study: str) -> list[str]:
         return [spec.name for spec in figures(list(self.cells(study).values()))]

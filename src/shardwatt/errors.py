@@ -23,6 +23,10 @@ class SiteError(ShardwattError):
     """A site file that cannot be used."""
 
 
+class SlurmError(ShardwattError):
+    """Slurm cannot be asked, or refuses."""
+
+
 class RecordError(ShardwattError):
     """A record that is torn, of another schema, or contradicts itself."""
 
@@ -43,7 +47,27 @@ class Reason(StrEnum):
     RANKS_DISAGREE = "ranks_disagree"
     METER_UNAVAILABLE = "meter_unavailable"
     CANCELLED = "cancelled"
+    TIME_LIMIT = "time_limit"
+    PREEMPTED = "preempted"
+    NODE_FAIL = "node_fail"
+    SUPERVISOR_DIED = "supervisor_died"
+    LOST = "lost"
     INTERNAL_ERROR = "internal_error"
+
+
+#: Exit code of ranks and meters for what the user has to mend (EX_CONFIG of sysexits.h).
+EXIT_CONFIGURATION = 78
+
+#: What running the same cell again cannot mend: only a person can.
+INCURABLE = frozenset(
+    {
+        Reason.CONFIGURATION,
+        Reason.BAD_CHECKPOINT,
+        Reason.BAD_TOKENIZER,
+        Reason.BAD_DATA,
+        Reason.PROMPT_TOO_LONG,
+    }
+)
 
 
 class CellFailure(ShardwattError):

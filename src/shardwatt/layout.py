@@ -65,6 +65,10 @@ class CellPaths:
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.log"
 
+    def partial(self, job_id: str) -> Path:
+        """What an attempt that ended early had answered: the form of responses.parquet."""
+        return self.logs / f"partial-{job_id}.parquet"
+
     def attempt(self, job_id: str) -> Path:
         """The start record of one attempt."""
         return self.logs / f"attempt-{job_id}.json"
@@ -72,7 +76,16 @@ class CellPaths:
     def work(self, job_id: str) -> Path:
         """Begin of the folder in which an attempt writes; outside `cells/`, on the same file system."""
         digest = hashlib.sha256(self.cell.path.encode()).hexdigest()[:16]
-        return self.base / "results" / self.study / ".work" / f"{digest}-{job_id}"
+        return _work(self.base, self.study) / f"{digest}-{job_id}"
+
+
+def ranks_folder(base: Path, study: str, job_id: str) -> Path:
+    """Begin of the folder that all ranks of a job share."""
+    return _work(base, study) / f"ranks-{job_id}"
+
+
+def _work(base: Path, study: str) -> Path:
+    return base / "results" / study / ".work"
 
 
 def cell_target(study: str, path: str) -> str:
@@ -83,3 +96,30 @@ def cell_target(study: str, path: str) -> str:
 def study_results(base: Path, study: str) -> Path:
     """Folder of a study's tables, figures, report and cells."""
     return base / "results" / study
+
+
+def claim_file(base: Path, study: str, job_id: str) -> Path:
+    """Which cells a job of several cells runs."""
+    return claims(base, study) / f"{job_id}.json"
+
+
+def claims(base: Path, study: str) -> Path:
+    """Folder of those files."""
+    return base / "logs" / study / "together"
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file is there now, also where another node has just made it."""
+    return path.name in listed(path.parent)
+
+
+def listed(folder: Path) -> list[str]:
+    """Names in a folder now; none where it cannot be listed.
+
+    A network file system remembers for up to a minute that there was no file of a name; it looks again
+    when the folder is listed.
+    """
+    try:
+        return [path.name for path in folder.iterdir()]
+    except OSError:
+        return []

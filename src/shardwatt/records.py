@@ -1,4 +1,4 @@
-"""The record of a cell (result.json) and of a failure (failure.json): typed, versioned, validated."""
+"""The record of a cell, result.json, and what all records share: typed, versioned, validated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shardwatt.cell import AXES, Cell, is_axis_value
-from shardwatt.errors import Reason, RecordError
+from shardwatt.errors import RecordError
 from shardwatt.mistakes import explain
 from shardwatt.study import Constants
 
@@ -231,6 +231,8 @@ class Provenance(RecordModel):
     nodes: list[str]
     ranks_per_node: int
     threads_per_rank: int
+    was_loaded: bool = False
+    """Whether the ranks had run another cell before: `load_s` may then be about 0."""
     device_names: list[str]
     commit: str | None
     """The project's git commit; None outside a checkout."""
@@ -300,40 +302,6 @@ class Record(RecordModel):
                 f"{self.counts.responses} responses to {self.counts.prompts} prompts; expected as many"
             )
         return self
-
-
-class Failure(RecordModel):
-    """The contents of failure.json: the last attempt that failed."""
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    study: str
-    cell: CellRecord
-    constants_hash: str
-    job_id: str
-    reason: Reason
-    message: str
-    node: str | None = None
-    rank: int | None = None
-    exit_code: int | None = None
-    started_at: datetime
-    ended_at: datetime
-    log: str
-    """The log to read, relative to the folder in which Snakemake runs."""
-    log_tail: list[str]
-    """The last lines of that log."""
-
-
-class Attempt(RecordModel):
-    """The contents of attempt-JOBID.json, written when a cell starts and again when it ends."""
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    job_id: str
-    node: str
-    pid: int
-    started_at: datetime
-    ended_at: datetime | None = None
-    outcome: Outcome | None = None
-    reason: str | None = None
 
 
 Kind = TypeVar("Kind", bound=RecordModel)

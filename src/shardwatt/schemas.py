@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from shardwatt.cell import STUDY_PATTERN
 from shardwatt.datasets import Catalogue, Dataset
 from shardwatt.models import Recipe
-from shardwatt.site import GpuType, Site
+from shardwatt.site import GpuType, Site, SlurmWords
 from shardwatt.study import Block, Study
 
 #: The model behind each kind of file.
@@ -62,6 +62,7 @@ KEY_TABLES: dict[str, type[BaseModel]] = {
     "block": Block,
     "site": Site,
     "gpu": GpuType,
+    "slurm": SlurmWords,
     "dataset": Dataset,
     "recipe": Recipe,
 }
@@ -130,6 +131,8 @@ def _value(node: Mapping[str, Any]) -> str:
         words = ["whole number" if kind == "integer" else "number"]
         words += [f"{word} {node[bound]}" for bound, word in _BOUNDS.items() if bound in node]
         return " ".join(words).replace(str(2**63), "2^63")
+    if kind == "boolean":
+        return "`true` or `false`"
     if kind == "string":
         is_name = node.get("pattern") == f"^{STUDY_PATTERN}$"
         return "name" if is_name else "path" if node.get("format") == "path" else "text"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from shardwatt.cell import AXIS_PATTERNS, NAME_WORDS
 from shardwatt.errors import SiteError
@@ -15,8 +16,112 @@ from shardwatt.yamlfile import Form, StrictModel, parse_model, read_mapping
 
 GpuName = Annotated[str, Form(AXIS_PATTERNS["gpu"], NAME_WORDS)]
 
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.,-]*"
+NAME_IN_SLURM = "letters, digits, _ . , and -"
+
+#: sbatch's options that are not a site's to add, by what to use instead. Snakemake's executor writes most.
+MANAGED_OPTIONS = {
+    "the key `partition`": ("partition",),
+    "the key `account`": ("account",),
+    "the key `qos`": ("qos",),
+    "the key `constraint`": ("constraint",),
+    "the key `exclusive`": ("exclusive", "oversubscribe"),
+    "the key `gres`": ("gres", "gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"),
+    "`shards` in the study and `per_node` of the GPU type": (
+        *("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "ntasks-per-core", "ntasks-per-socket"),
+        "tasks-per-node",
+    ),
+    "the key `cpus_per_rank`": ("cpus-per-task", "cpus-per-gpu"),
+    "the keys `memory_per_node_gib` and `memory_per_node_max_gib`": ("mem", "mem-per-cpu", "mem-per-gpu"),
+    "the keys `runtime_min` and `runtime_max_min`": ("time",),
+    "the site's key `stop_before_limit_s`": ("signal",),
+    "the GPU type's key `environment`": ("export", "export-file"),
+    "`slurm-requeue` in the profile": ("requeue", "no-requeue"),
+    "`slurm-jobname-prefix` in the profile": ("job-name",),
+    "`slurm-logdir` in the profile": ("output", "error", "open-mode"),
+    "a site file for each cluster": ("clusters",),
+    "the folder in which Snakemake runs": ("chdir",),
+    "`snakemake -n` or `shardwatt check-site`": ("test-only",),
+    "nothing: Snakemake's executor needs it": ("array", "comment", "parsable", "wait", "wrap"),
+}
+
+#: The executor would take these ends of a word for an option of its own, and refuse every job.
+_TAKEN_FOR_OPTIONS = re.compile(r"-J|-[oeDApnctCN]$")
+
+#: Time limit in minutes where a site names none.
+DEFAULT_RUNTIME_MIN = 120
+
+
+def _unmanaged(word: str) -> str:
+    """A word for sbatch that is a site's to add; sbatch takes beginnings of an option's name for it."""
+    name = word.removeprefix("--").partition("=")[0]
+    for instead, options in MANAGED_OPTIONS.items():
+        if any(option.startswith(name) for option in options):
+            raise ValueError(f"sbatch's --{name} is not for `extra`; use {instead}")
+    if _TAKEN_FOR_OPTIONS.search(word):
+        raise ValueError(
+            "expected no -J and no end such as -n: Snakemake's executor takes it for an option of sbatch"
+        )
+    return word
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("expected one line of shell; write several lines as several entries")
+    return text
+
+
+ShellLine = Annotated[str, AfterValidator(_one_line)]
+
 #: Environment variables that override a site's folders, for one shell.
 FOLDER_VARIABLES = {"models": "SHARDWATT_MODELS", "data": "SHARDWATT_DATA"}
+
+
+class SlurmWords(StrictModel):
+    """What jobs ask of Slurm; a GPU type's own words replace the site's, key by key."""
+
+    partition: Annotated[str, Form(NAME, NAME_IN_SLURM)] | None = None
+    """Partition; None leaves it to Slurm."""
+    account: Annotated[str, Form(NAME, NAME_IN_SLURM)] | None = None
+    """Account to charge; None leaves it to Slurm."""
+    qos: Annotated[str, Form(NAME, NAME_IN_SLURM)] | None = None
+    """Quality of service."""
+    gres: (
+        Annotated[str, Form(r"gpu(:[A-Za-z0-9_.]+)?", "gpu or gpu:TYPE; for a type with a hyphen: gpu")]
+        | None
+    ) = None
+    """Name of the GPUs without their number, e.g. `gpu:v100`; None asks for whole nodes by constraint
+    alone, where Slurm knows no GPUs; where it does, steps of a job see only those that were asked for.
+    A type with a hyphen does not work: use `gpu` and a constraint."""
+    constraint: Annotated[str, Form(r"[A-Za-z0-9_.|&()\[\]*-]+", "features, joined by & or |")] | None = None
+    """Features that nodes must have, e.g. `a100&nvlink`."""
+    exclusive: bool | None = None
+    """Whether a job has its nodes to itself; default: yes, because neighbours spoil watts and seconds."""
+    extra: (
+        list[
+            Annotated[
+                str,
+                Form(r"--[a-z][a-z-]+(=[A-Za-z0-9=:,._+/@%-]+)?", "a long option such as --nice=10"),
+                AfterValidator(_unmanaged),
+            ]
+        ]
+        | None
+    ) = None
+    """Further words for sbatch, e.g. `--reservation=paper`; those of a GPU type replace the site's."""
+    nodes: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """Nodes that there are; a cell that needs more is refused in the plan. None: not known."""
+    cpus_per_rank: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """CPUs that each rank is bound to; None: the job asks for one a rank, and the ranks share all that it
+    gets, of exclusive nodes all there are."""
+    memory_per_node_gib: Annotated[float, Field(gt=0, strict=True)] | None = None
+    """Host memory in GiB that a job asks of each node at its first attempt; None leaves it to Slurm."""
+    memory_per_node_max_gib: Annotated[float, Field(gt=0, strict=True)] | None = None
+    """Host memory in GiB that a node has for jobs: retries ask for more, up to this. None: no growth."""
+    runtime_min: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """Time limit in minutes of a job's first attempt; default 120."""
+    runtime_max_min: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """Longest time limit in minutes that the partition allows: retries ask for more, up to this.
+    None: no growth."""
 
 
 class GpuType(StrictModel):
@@ -33,6 +138,13 @@ class GpuType(StrictModel):
     Their energy is estimated with it; without it that is reported as unavailable. Not used for `cuda`."""
     tdp_source: str | None = None
     """Where `tdp_w` comes from; written into every estimate made with it."""
+    compute_capability: Annotated[str, Form(r"[0-9]{1,2}\.[0-9]", "two numbers such as 8.0")] | None = None
+    """NVIDIA's compute capability, e.g. '7.0' for a V100: `shardwatt check-site` compares torch with it."""
+    environment: list[ShellLine] = []
+    """Lines of shell that make a node ready for this type, e.g. `module load cuda`, `source …/bin/activate`.
+    Ranks and meters run after them, with the `python` that they leave first on PATH."""
+    slurm: SlurmWords | None = None
+    """What jobs on this type ask of Slurm; what is left out is taken from the site's `slurm`."""
 
 
 class Site(StrictModel):
@@ -40,8 +152,8 @@ class Site(StrictModel):
 
     name: Annotated[str, Form(r"[a-z0-9][a-z0-9-]*", "lower-case letters, digits and -")]
     """Short name of the place, written into every record."""
-    launcher: Literal["local"]
-    """How ranks start: `local` uses submitit on this machine."""
+    launcher: Literal["local", "slurm"]
+    """How ranks start: `local` uses submitit on this machine; `slurm` uses srun on a job's nodes."""
     models: Path
     """Folder with a folder for each model, in Meta's layout."""
     data: Path
@@ -54,6 +166,66 @@ class Site(StrictModel):
     """Longest time in s from starting the ranks until all have met."""
     collective_timeout_s: Annotated[float, Field(gt=0, strict=True)] = 600.0
     """Longest time in s that a rank waits for the others before the cell fails."""
+    slurm: SlurmWords | None = None
+    """What all jobs ask of Slurm."""
+    network_interface: (
+        Annotated[str, Form(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "an interface such as ib0")] | None
+    ) = None
+    """Network interface between the nodes for NCCL and gloo; None takes the one that carries the address
+    of the node's host name."""
+    staging: Path | None = None
+    """Folder on each node's own disk to which a rank copies its shard before it loads it; None reads the
+    shard from where it lies."""
+    stop_before_limit_s: Annotated[float, Field(gt=0, strict=True)] = 120.0
+    """Time in s before a job's time limit at which the cell ends by itself, with what it has put aside.
+    Slurm's own warning to the ranks comes after half of it: from 120 s on surely later."""
+    max_gpu_hours: Annotated[float, Field(gt=0, strict=True)] | None = None
+    """Most GPU hours that one run of Snakemake may submit: the first attempts of its cells, each counted
+    with its time limit and all GPUs that it holds, of exclusive nodes all. None: no limit."""
+    leftover_jobs: Literal["wait", "cancel"] = "wait"
+    """What a run does with jobs of an earlier, killed run that still go on for its cells."""
+
+    def words(self, gpu: str) -> SlurmWords:
+        """What jobs on a GPU type ask of Slurm: the type's own words over the site's."""
+        merged: dict[str, Any] = {}
+        for words in (self.slurm, self.gpus[gpu].slurm):
+            if words is not None:
+                merged |= {key: value for key, value in words.model_dump().items() if value is not None}
+        return SlurmWords(**merged)
+
+    @model_validator(mode="after")
+    def _check_words(self) -> Site:
+        """Check what jobs of each type ask of Slurm, site's and type's words together."""
+        if self.launcher != "slurm":
+            return self
+        for gpu, kind in self.gpus.items():
+            words = self.words(gpu)
+            where = f"gpus.{gpu}.slurm"
+            if kind.kind == "cuda" and words.gres is None and words.exclusive is False:
+                raise ValueError(
+                    f"{where}: no gres, and exclusive is false; expected the GPUs' name in Slurm, e.g. "
+                    "gres: gpu:v100, or whole nodes (exclusive: true)"
+                )
+            for low, high, unit in (
+                ("memory_per_node_gib", "memory_per_node_max_gib", "GiB"),
+                ("runtime_min", "runtime_max_min", "min"),
+            ):
+                first, most = getattr(words, low), getattr(words, high)
+                if low == "runtime_min":
+                    first = first or DEFAULT_RUNTIME_MIN
+                if most is not None and (first is None or most < first):
+                    found = "no" if first is None else f"{first:g} {unit} of"
+                    raise ValueError(
+                        f"{where}.{high}: found {most:g} {unit}, and {found} {low}; "
+                        f"expected a {low} of at most {most:g}"
+                    )
+            limit_s = 60 * (words.runtime_min or DEFAULT_RUNTIME_MIN)
+            if self.stop_before_limit_s >= limit_s:
+                raise ValueError(
+                    f"stop_before_limit_s: found {self.stop_before_limit_s:g} s, and a time limit of "
+                    f"{limit_s:g} s for {gpu}; expected less, so that a cell can run at all"
+                )
+        return self
 
 
 def load_site(paths: Sequence[Path]) -> Site:

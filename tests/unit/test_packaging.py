@@ -157,7 +157,7 @@ def test_continuous_integration_runs_make_test_and_nothing_else() -> None:
     assert os.access(path, os.X_OK)
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
     assert lines[-1] == "exec make test"
-    assert all(line.startswith(("set ", "cd ")) for line in lines[:-1])
+    assert all(line.startswith(("set ", "cd ", "export SHARDWATT_REQUIRE_SLURM=1")) for line in lines[:-1])
 
 
 @pytest.fixture

@@ -15,14 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from shardwatt.attempts import Attempt, Failure
 from shardwatt.cell import Cell
 from shardwatt.errors import Reason, RecordError
 from shardwatt.layout import CellPaths
 from shardwatt.records import (
-    Attempt,
     CellRecord,
     Coverage,
-    Failure,
     Method,
     Outcome,
     Reading,
@@ -235,7 +234,8 @@ def test_writing_replaces_a_record_whole_and_leaves_nothing_beside_it(tmp_path: 
 REWRITE = """
 import resource, sys
 from pathlib import Path
-from shardwatt.records import Attempt, read, write
+from shardwatt.attempts import Attempt
+from shardwatt.records import read, write
 
 path = Path(sys.argv[1])
 attempt = read(Attempt, path)

@@ -82,7 +82,10 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"launcher": "lokal"}, "launcher: found 'lokal'; did you mean 'local'?; expected 'local'"),
+        (
+            {"launcher": "lokal"},
+            "launcher: found 'lokal'; did you mean 'local'?; expected 'local' or 'slurm'",
+        ),
         ({"name": "My Site"}, "name: found 'My Site'; expected lower-case letters, digits and -"),
         ({"models": 3}, "models: found 3; expected a path"),
         ({"gpus": {}}, "gpus: found {}; expected at least one entry"),
@@ -94,7 +97,7 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (
             gpu(memroy_gib=3),
             "gpus.v100.memroy_gib: unknown key; did you mean 'memory_gib'?; "
-            "allowed: kind, memory_gib, per_node, tdp_source, tdp_w",
+            "allowed: compute_capability, environment, kind, memory_gib, per_node, slurm, tdp_source, tdp_w",
         ),
         (gpu(kind="rocm"), "gpus.v100.kind: found 'rocm'; expected 'cuda' or 'cpu'"),
         (gpu(per_node=0), "gpus.v100.per_node: found 0; expected at least 1"),
@@ -112,3 +115,108 @@ def test_a_mistake_gets_one_message_with_key_found_and_allowed(
     with pytest.raises(SiteError) as caught:
         make_site(tmp_path, **changes)
     assert str(caught.value) == f"site.yaml: {message}"
+
+
+def cluster(words: dict[str, Any] | None = None, site: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Changes that make a site a Slurm cluster: words of its GPU type, words of the whole site."""
+    return {
+        "launcher": "slurm",
+        "gpus": {"v100": {**GPUS["v100"], "slurm": words or {}}},
+        "slurm": site or {},
+    }
+
+
+def test_a_types_words_replace_the_sites_key_by_key(tmp_path: Path) -> None:
+    words = make_site(
+        tmp_path,
+        **cluster(
+            {"partition": "v100", "exclusive": False, "gres": "gpu:v100"}, {"partition": "any", "qos": "q"}
+        ),
+    ).words("v100")
+    assert (words.partition, words.qos, words.exclusive) == ("v100", "q", False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            cluster({"exclusive": False}),
+            "gpus.v100.slurm: no gres, and exclusive is false; expected the GPUs' name in Slurm, e.g. "
+            "gres: gpu:v100, or whole nodes (exclusive: true)",
+        ),
+        (
+            cluster({"memory_per_node_gib": 64.0}, {"memory_per_node_max_gib": 32.0}),
+            "gpus.v100.slurm.memory_per_node_max_gib: found 32 GiB, and 64 GiB of memory_per_node_gib; "
+            "expected a memory_per_node_gib of at most 32",
+        ),
+        (
+            cluster({"memory_per_node_max_gib": 32.0}),
+            "gpus.v100.slurm.memory_per_node_max_gib: found 32 GiB, and no memory_per_node_gib; "
+            "expected a memory_per_node_gib of at most 32",
+        ),
+        (
+            cluster({"runtime_max_min": 60}),
+            "gpus.v100.slurm.runtime_max_min: found 60 min, and 120 min of runtime_min; "
+            "expected a runtime_min of at most 60",
+        ),
+        (
+            cluster({"runtime_min": 2}),
+            "stop_before_limit_s: found 120 s, and a time limit of 120 s for v100; expected less, so that a "
+            "cell can run at all",
+        ),
+        (
+            cluster({"gres": "gpu:a100-sxm4-80gb"}),
+            "gpus.v100.slurm.gres: found 'gpu:a100-sxm4-80gb'; expected gpu or gpu:TYPE; for a type with a "
+            "hyphen: gpu",
+        ),
+        (
+            cluster({"extra": ["--nice=10", "--reservation paper"]}),
+            "gpus.v100.slurm.extra.1: found '--reservation paper'; expected a long option such as --nice=10",
+        ),
+        (
+            gpu(environment=["module load cuda\nrm -r x"]),
+            "gpus.v100.environment.0: found 'module load cuda\\nrm -r x'; expected one line of shell; write "
+            "several lines as several entries",
+        ),
+    ],
+)
+def test_what_slurm_would_refuse_is_refused_here(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SiteError) as caught:
+        make_site(tmp_path, **changes)
+    assert str(caught.value) == f"site.yaml: {message}"
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("--mem=64G", "the keys `memory_per_node_gib` and `memory_per_node_max_gib`"),
+        ("--parti=x", "the key `partition`"),
+        ("--comment=mine", "nothing: Snakemake's executor needs it"),
+        ("--signal=INT@9", "the site's key `stop_before_limit_s`"),
+        ("--gpus-per-node=2", "the key `gres`"),
+        ("--time=10", "the keys `runtime_min` and `runtime_max_min`"),
+    ],
+)
+def test_words_that_others_write_are_refused_with_what_to_use_instead(
+    tmp_path: Path, word: str, instead: str
+) -> None:
+    with pytest.raises(SiteError) as caught:
+        make_site(tmp_path, **cluster({"extra": [word]}))
+    name = word.partition("=")[0]
+    expected = f"found '{word}'; sbatch's {name} is not for `extra`; use {instead}"
+    assert str(caught.value) == f"site.yaml: gpus.v100.slurm.extra.0: {expected}"
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["--reservation=paper", "--nice=10", "--exclude=n1,n2", "--time-min=30", "--mem-bind=local", "--no-kill"],
+)
+def test_words_that_only_begin_like_those_are_taken(tmp_path: Path, word: str) -> None:
+    assert make_site(tmp_path, **cluster({"extra": [word]})).words("v100").extra == [word]
+
+
+def test_what_jobs_ask_of_slurm_is_not_checked_where_there_is_none(tmp_path: Path) -> None:
+    changes = {**cluster({"runtime_min": 1}), "launcher": "local"}
+    assert make_site(tmp_path, **changes).words("v100").runtime_min == 1

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
+from shardwatt.devices import own_devices
 from shardwatt.errors import CellFailure, Reason
-from shardwatt.jobshape import JobShape
-from shardwatt.run.job import Job
 from small_project import make_site
 
 
 def devices(gpu: str, ranks: int, folder: Path) -> list[str]:
-    site = make_site(folder)
-    job = SimpleNamespace(gpu_type=site.gpus[gpu], shape=JobShape(1, ranks))
-    return Job.devices(cast(Job, job))
+    return own_devices(make_site(folder).gpus[gpu], ranks, os.environ)
 
 
 @pytest.mark.parametrize(

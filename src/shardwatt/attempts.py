@@ -1,0 +1,58 @@
+"""What the logs of a cell tell of its attempts: their start and end, why one failed, what a job claims."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from shardwatt.errors import Reason
+from shardwatt.records import SCHEMA_VERSION, CellRecord, Outcome, RecordModel
+
+
+class Failure(RecordModel):
+    """The contents of failure.json: the last attempt that failed."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    study: str
+    cell: CellRecord
+    constants_hash: str
+    job_id: str
+    reason: Reason
+    message: str
+    node: str | None = None
+    rank: int | None = None
+    exit_code: int | None = None
+    started_at: datetime
+    ended_at: datetime
+    log: str
+    """The log to read, relative to the folder in which Snakemake runs."""
+    log_tail: list[str]
+    """The last lines of that log."""
+    partial: str | None = None
+    """Responses of the batches that were finished, relative to the same folder; null where none were."""
+    slurm_state: str | None = None
+    """Slurm's word for the job when it was asked afterwards; UNKNOWN: it had forgotten the job."""
+
+
+class Attempt(RecordModel):
+    """The contents of attempt-JOBID.json, written when a cell starts and again when it ends."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    job_id: str
+    node: str
+    pid: int
+    constants_hash: str | None = None
+    """Of the study's constants at its start."""
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: Outcome | None = None
+    reason: str | None = None
+
+
+class Claim(RecordModel):
+    """Which cells a job of several cells runs: logs/STUDY/together/JOBID.json."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    job_id: str
+    cells: list[str]
+    """Their paths, in the order in which they run."""
