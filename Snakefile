@@ -1,6 +1,7 @@
 # shardwatt: what LLM inference costs in energy and time.
 #
-#   snakemake --profile profiles/local results/demo/report.html     a whole study
+#   snakemake --profile profiles/local results/demo/report.html     a whole study, on this machine
+#   snakemake --profile profiles/slurm results/paper/report.html    and on a cluster
 #   snakemake --profile profiles/local results/demo/cells/…/result.json     one cell again
 #
 from snakemake.utils import min_version
@@ -11,6 +12,7 @@ min_version("9.0")
 include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/cells.smk"
+include: "workflow/rules/leftovers.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/figures.smk"
 
@@ -27,6 +29,8 @@ rule all:
 
 onstart:
     gc.enable()
+    check_start()
+    end_leftovers()
 
 
 onerror:

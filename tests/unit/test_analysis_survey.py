@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from shardwatt.analysis.survey import CellState, State, survey
+from shardwatt.attempts import Attempt
 from shardwatt.cell import Cell
 from shardwatt.cellfiles import write_table
 from shardwatt.layout import CELL_FILES, CellPaths
-from shardwatt.records import Attempt, write
+from shardwatt.records import write
 from synthetic_cells import (
     CONSTANTS,
     STARTED,

@@ -1,5 +1,13 @@
 # Finished cells to one table, tables and the report.
 
+
+# Seconds of work from small files: not worth a place in a queue.
+localrules:
+    aggregate,
+    tables,
+    report,
+
+
 TABLES = ["table-2", "table-3", "table-4", "table-5", "outcomes"]
 
 

@@ -13,11 +13,17 @@ rule cell:
         "logs/{study}/cells/{cell}/supervisor.log",
     conda:
         "../envs/shardwatt.yaml"
-    # Nothing else runs beside a cell: neighbours spoil watts and seconds.
-    threads: workflow.cores or 1
+    # On this machine nothing runs beside a cell: neighbours spoil watts and seconds.
+    threads: workflow.resource_settings.cores or 1
+    resources:
+        **resources_of_cell(),
+        attempt=lambda wildcards, attempt: attempt,
     params:
         identity=lambda wildcards: ask(
             PLANNER.cell_identity, wildcards.study, wildcards.cell
         ),
+    message:
+        "{resources.job}" if SITE.launcher == "slurm" else None
     shell:
-        "python -m shardwatt run-cell" " {wildcards.study:q} {wildcards.cell:q}"
+        "python -m shardwatt run-cell {wildcards.study:q} {wildcards.cell:q}"
+        " --attempt {resources.attempt}"

@@ -1,3 +1,4 @@
+import atexit
 import gc
 import os
 import re
@@ -11,6 +12,8 @@ sys.path.insert(0, str(ROOT / "src"))
 from shardwatt.cell import PATH_PATTERN, STUDY_PATTERN
 from shardwatt.dag import Planner, command_environment
 from shardwatt.errors import ShardwattError
+from shardwatt.leftovers import cancel_and_wait
+from shardwatt.resources import agreed_gpu_hours, resource_names
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
@@ -30,6 +33,8 @@ try:
         str(p).replace("{", "{{").replace("}", "}}") for p in (SITE.models, SITE.data)
     )
     RECIPES, PINNED_FILES = PLANNER.recipes(), PLANNER.pinned_files()
+    # The site's, or one for this run: --config max_gpu_hours=N
+    GPU_HOURS = agreed_gpu_hours(config.get("max_gpu_hours"))
 except ShardwattError as problem:
     raise WorkflowError(str(problem)) from None
 
@@ -59,6 +64,58 @@ def files_of_cell(wildcards):
     # Touching a checkpoint of 130 GB reruns nothing; a changed one shows in `identity`.
     found = map(ancient, ask(PLANNER.found_inputs, *cell))
     return [*ask(PLANNER.made_inputs, *cell), *found]
+
+
+def resources_of_cell():
+    """What a cell's job asks for, by name: of Slurm all that the site says, of this machine nothing."""
+
+    def asked(question, *words):
+        return lambda wildcards, attempt: ask(
+            question, wildcards.study, wildcards.cell, attempt, *words
+        )
+
+    if SITE.launcher != "slurm":
+        return {}
+    shown = {"job": asked(PLANNER.job_line)}
+    names = resource_names(SITE)
+    return shown | {name: asked(PLANNER.cell_resource, name) for name in names}
+
+
+def cells_to_run():
+    """Study and path of each cell that is about to run, or whose run a dry run has just shown."""
+    jobs = workflow.dag.needrun_jobs(exclude_finished=False)
+    return [
+        (job.wildcards.study, job.wildcards.cell)
+        for job in jobs
+        if job.rule.name == "cell"
+    ]
+
+
+def check_start():
+    """Before the first job: refuse what would run in the wrong place, or take more than is agreed."""
+    cells = [] if workflow.touch else cells_to_run()
+    if cells:
+        ask(PLANNER.check_executor, workflow.local_exec)
+    if SITE.launcher == "slurm":
+        ask(PLANNER.budget(cells, GPU_HOURS).check)
+
+
+def end_leftovers():
+    """Before the first job: cancel left-over jobs of cells that are to run, if the site says so."""
+    if LEFTOVERS_PROBLEM is not None:
+        logger.error(f"shardwatt: {LEFTOVERS_PROBLEM}")
+        sys.exit(1)
+    if SITE.leftover_jobs == "cancel" and not workflow.touch:
+        ask(cancel_and_wait, LEFTOVERS.of(cells_to_run()))
+
+
+@atexit.register
+def show_budget():
+    """Under the plan of a dry run, in which `onstart` is not called."""
+    if SITE.launcher != "slurm" or not workflow.dryrun or workflow.dag is None:
+        return
+    if cells := cells_to_run():
+        print(PLANNER.budget(cells, GPU_HOURS), file=sys.stderr)
 
 
 def records_of_study(wildcards):

@@ -1,6 +1,10 @@
 # The counterparts of the paper's figures, one job each.
 
 
+localrules:
+    figure,
+
+
 rule figure:
     input:
         lambda wildcards: ask(PLANNER.figure_source, wildcards.study, wildcards.figure),

@@ -1,8 +1,12 @@
 # What cells read: pinned files from a configured folder or the net, and models made from recipes.
 
 
+# On Slurm too these run where Snakemake does: a site's words describe nodes with GPUs, nodes often have no
+# way to the net, and models are made once. For a large recipe call `shardwatt make-model` in a job first.
 localrules:
     fetch,
+    make_tokenizer,
+    make_model,
 
 
 rule fetch:

@@ -12,10 +12,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
+from shardwatt.attempts import Failure
 from shardwatt.cell import Cell
 from shardwatt.errors import RecordError
 from shardwatt.layout import CELL_FILES, CellPaths
-from shardwatt.records import Attempt, Failure, Outcome, Record, read
+from shardwatt.leftovers import attempts_of
+from shardwatt.records import Outcome, Record, read
 from shardwatt.study import Constants
 
 _PARQUET_MAGIC = b"PAR1"
@@ -25,11 +27,13 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class State(StrEnum):
-    """What is known of a cell."""
+    """What is known of a cell; `analysis.live` alone gives `running` and `pending`."""
 
     OK = "ok"
     DOES_NOT_FIT = "does_not_fit"
     FAILED = "failed"
+    RUNNING = "running"
+    PENDING = "pending"
     MISSING = "missing"
     INVALID = "invalid"
     OUTDATED = "outdated"
@@ -52,6 +56,7 @@ class CellState:
         folder: where the cell's files are or would be.
         log: the log to read, relative to the folder in which Snakemake runs; None where there is none.
         target: what to ask Snakemake for to run the cell again.
+        job_id: of the job that runs a `running` cell, or will run a `pending` one, otherwise None.
     """
 
     cell: Cell
@@ -62,6 +67,7 @@ class CellState:
     folder: Path
     log: str | None
     target: str
+    job_id: str | None = None
 
 
 def survey(
@@ -154,7 +160,7 @@ def _without_record(paths: CellPaths, constants: Constants) -> CellState:
     try:
         failure = read(Failure, paths.failure)
     except FileNotFoundError:
-        return _found(paths, State.MISSING, *_last_attempt(paths.logs))
+        return _found(paths, State.MISSING, *_last_attempt(paths))
     except RecordError as problem:
         return _found(paths, State.FAILED, "unreadable_failure", str(problem))
     if failure.constants_hash != constants.hash or failure.cell.to_cell() != paths.cell:
@@ -164,23 +170,12 @@ def _without_record(paths: CellPaths, constants: Constants) -> CellState:
     return replace(state, log=failure.log)
 
 
-def _last_attempt(logs: Path) -> tuple[str, str]:
+def _last_attempt(paths: CellPaths) -> tuple[str, str]:
     """Why there is neither a record nor a failure: never started, or started and not ended."""
-    try:
-        paths = [path for path in logs.iterdir() if path.match("attempt-*.json")]
-    except OSError:
-        paths = []
-    open_attempts = []
-    for path in paths:
-        try:
-            attempt = read(Attempt, path)
-        except (RecordError, FileNotFoundError):
-            continue
-        if attempt.ended_at is None:
-            open_attempts.append(attempt)
+    open_attempts = [attempt for attempt in attempts_of(paths) if attempt.ended_at is None]
     if not open_attempts:
         return "not_run", "not run yet"
-    last = max(open_attempts, key=lambda attempt: attempt.started_at)
+    last = open_attempts[-1]
     return "no_end", (
         f"job {last.job_id} started on {last.node} at {last.started_at:%Y-%m-%d %H:%M:%S} UTC "
         "and has not ended: it still runs, or was killed"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from shardwatt.cli.leftovers import jobs_and_ends
 from shardwatt.cli.options import Place, place_options
 from shardwatt.layout import study_results
 
@@ -18,6 +19,7 @@ def aggregate(place: Place, study: str) -> None:
     from shardwatt.analysis.build import build_cells
 
     cells = place.cells(study)
+    jobs_and_ends(place, study, cells)
     known = place.identities(cells)
     paths = build_cells(
         place.base,
@@ -70,6 +72,7 @@ def report(place: Place, study: str, partial: bool) -> None:
         _say([build_report(place.base, study, place.study(study), folder)])
         return
     cells = place.cells(study)
+    jobs_and_ends(place, study, cells)
     known = place.identities(cells)
     path = build_all(
         place.base,

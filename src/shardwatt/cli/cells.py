@@ -12,16 +12,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from shardwatt.analysis.live import with_live_attempts
 from shardwatt.analysis.survey import REFUSED, CellState, State, survey
 from shardwatt.cell import AXES
+from shardwatt.cli.filters import matcher, where_option
+from shardwatt.cli.leftovers import jobs_and_ends
 from shardwatt.cli.options import Place, place_options
-from shardwatt.errors import ShardwattError, suggestion
 from shardwatt.layout import CELL_FILES
 
 _COLOURS = {
     State.OK: "green",
     State.DOES_NOT_FIT: "yellow",
     State.FAILED: "red",
+    State.RUNNING: "cyan",
+    State.PENDING: "blue",
     State.MISSING: "dim",
     State.INVALID: "magenta",
     State.OUTDATED: "magenta",
@@ -30,13 +34,7 @@ _COLOURS = {
 
 @click.command()
 @click.argument("study")
-@click.option(
-    "--where",
-    "filters",
-    metavar="AXIS=VALUE[,VALUE]",
-    multiple=True,
-    help="Only cells with this value of an axis; several --where must all hold.",
-)
+@where_option
 @click.option(
     "--outcome",
     "outcomes",
@@ -71,24 +69,22 @@ def cells(
     remove_invalid: bool,
 ) -> None:
     """List the cells of a STUDY: outcome, reason, log, and the target that reruns each."""
-    wanted = [_parse_filter(text) for text in filters]
+    is_meant = matcher(filters)
     all_cells = place.cells(study)
     known = place.identities(all_cells)
+    constants = place.study(study).constants
+    jobs = jobs_and_ends(place, study, all_cells)
     found = survey(
         place.base,
         study,
         all_cells,
-        place.study(study).constants,
+        constants,
         model_fingerprints=known.model_fingerprints,
         dataset_hashes=known.dataset_hashes,
         deep=deep,
     )
-    shown = [
-        state
-        for state in found
-        if (not outcomes or state.state in outcomes)
-        and all(str(getattr(state.cell, axis)) in values for axis, values in wanted)
-    ]
+    found = with_live_attempts(place.base, study, found, jobs, prompts=constants.prompts)
+    shown = [state for state in found if (not outcomes or state.state in outcomes) and is_meant(state.cell)]
     if style == "targets":
         for state in shown:
             print(state.target)
@@ -107,15 +103,6 @@ def cells(
         )
 
 
-def _parse_filter(text: str) -> tuple[str, set[str]]:
-    axis, equals, values = text.partition("=")
-    if not equals or axis not in AXES:
-        raise ShardwattError(
-            f"--where {text}: expected AXIS=VALUE{suggestion(axis, AXES)}; axes: {', '.join(AXES)}"
-        )
-    return axis, set(values.split(","))
-
-
 def _as_json(state: CellState) -> dict[str, object]:
     return {
         "cell": {axis: getattr(state.cell, axis) for axis in AXES},
@@ -124,6 +111,7 @@ def _as_json(state: CellState) -> dict[str, object]:
         "detail": state.detail,
         "log": state.log,
         "target": state.target,
+        "job_id": state.job_id,
     }
 
 
@@ -154,8 +142,9 @@ def _print_table(study: str, shown: Sequence[CellState], total: int, *, long: bo
     if shown:
         console.print(table)
     for state in shown:
-        if long or state.state is not State.OK:
+        if long or state.state not in (State.OK, State.PENDING):
             console.print(f"{state.state}: log {escape(state.log or '-')}", soft_wrap=True)
+        if long or state.state not in (State.OK, State.PENDING, State.RUNNING):
             console.print(f"  rerun: {escape(state.target)}", soft_wrap=True)
 
 

@@ -26,11 +26,13 @@ class Place:
         root: the project's root, where config/ lies.
         base: the folder that holds results/ and logs/.
         site: what the place offers.
+        site_files: where that stands.
     """
 
     root: Path
     base: Path
     site: Site
+    site_files: tuple[Path, ...]
 
     def study(self, name: str) -> Study:
         return load_study(self.root, name)
@@ -78,6 +80,6 @@ def place_options(function: Callable[..., None]) -> Callable[..., None]:
     def with_place(root: Path | None, site_files: tuple[Path, ...], **options: Any) -> None:
         root = (root or find_root()).resolve()
         files = list(site_files) or [root / "profiles" / "local" / "site.yaml"]
-        function(Place(root, Path.cwd(), load_site(files)), **options)
+        function(Place(root, Path.cwd(), load_site(files), tuple(files)), **options)
 
     return update_wrapper(with_place, function)

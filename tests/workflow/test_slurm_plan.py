@@ -1,0 +1,190 @@
+"""Guards the plan for a cluster, on a machine that has none, and what the real executor tells sbatch."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflow_project import Project, planned_jobs
+
+pytestmark = pytest.mark.workflow
+
+REPORT = "results/tiny/report.html"
+SITE = {
+    "name": "testbed",
+    "launcher": "slurm",
+    "models": "models",
+    "data": "data",
+    "max_gpu_hours": 8,
+    "gpus": {
+        "cpu": {
+            "kind": "cpu",
+            "per_node": 1,
+            "memory_gib": 2,
+            "slurm": {
+                "partition": "v100",
+                "gres": "gpu:v100",
+                "constraint": "v100&fast",
+                "nodes": 2,
+                "cpus_per_rank": 2,
+                "memory_per_node_gib": 2,
+                "memory_per_node_max_gib": 4,
+                "runtime_min": 60,
+                "runtime_max_min": 240,
+                "extra": ["--reservation=paper"],
+            },
+        }
+    },
+}
+
+#: Programs of Slurm that know no job and take none, and write down what sbatch was asked for.
+PROGRAMS = {
+    "sbatch": 'import json, sys\nprint(json.dumps(sys.argv[1:]), file=open({log!r}, "a"))\nsys.exit(1)',
+    "squeue": "",
+    "sinfo": "",
+    "sacct": "import sys; sys.exit(1)",
+    "scontrol": "import sys; sys.exit(1)",
+    "scancel": "",
+}
+
+
+@pytest.fixture
+def cluster(project: Project) -> Project:
+    """A project whose site is a cluster of two nodes with a GPU each."""
+    write_site(project)
+    return project
+
+
+def write_site(project: Project, **changes: object) -> None:
+    path = project.root / "profiles" / "slurm" / "site.yaml"
+    path.write_text(yaml.safe_dump({**SITE, **changes}), encoding="utf-8")
+
+
+def on_cluster(project: Project, *words: str, profile: str = "slurm") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--profile", f"profiles/{profile}"]
+    # Before its end the executor sleeps for as long as it would between two looks at the queue.
+    command += ["--slurm-init-seconds-before-status-checks", "1", *words]
+    environment = {key: value for key, value in project.environment.items() if not key.startswith("SLURM_")}
+    return subprocess.run(
+        command,
+        cwd=project.root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+
+
+def install_programs(project: Project) -> Path:
+    """Put the programs first on PATH; returns the file of sbatch's words, a list a line."""
+    folder, log = project.root / "programs", project.root / "sbatch.jsonl"
+    folder.mkdir()
+    for name, program in PROGRAMS.items():
+        path = folder / name
+        path.write_text(f"#!{sys.executable}\n{program.format(log=str(log))}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    project.environment["PATH"] = os.pathsep.join([str(folder), project.environment["PATH"]])
+    return log
+
+
+def test_the_plan_shows_each_cell_with_nodes_partition_and_time(cluster: Project) -> None:
+    run = on_cluster(cluster, "-n", REPORT)
+    assert run.returncode == 0, run.stdout
+    assert planned_jobs(run.stdout)["cell"] == 2
+    one, two = (paths.cell.path for paths in cluster.cells())
+    lines = [line.strip() for line in run.stdout.splitlines()]
+    for nodes, path in (("1 node x 1 cpu", one), ("2 nodes x 1 cpu", two)):
+        below = lines[lines.index(path) - 1]
+        assert below.endswith(f": tiny: {nodes}, partition v100, time 1:00 h, 2 GiB a node")
+    assert lines[-1] == "2 cells to submit, at most 3 GPU hours at the first attempt (max_gpu_hours: 8)"
+
+
+def test_a_shape_that_nodes_cannot_hold_is_refused_in_the_plan_and_in_the_list(cluster: Project) -> None:
+    gpus = {"cpu": {**SITE["gpus"]["cpu"], "slurm": {**SITE["gpus"]["cpu"]["slurm"], "nodes": 1}}}  # type: ignore[index]
+    write_site(cluster, gpus=gpus)
+    message = (
+        "shards: 2 needs 2 nodes of 1 cpu, and site 'testbed' has 1; use 1, or correct gpus.cpu.slurm.nodes"
+    )
+    run = on_cluster(cluster, "-n", REPORT)
+    assert run.returncode != 0
+    assert message in run.stdout
+    assert "Traceback" not in run.stdout
+    listed = cluster.shardwatt("cells", "tiny", "--site", "profiles/slurm/site.yaml")
+    assert listed.returncode != 0
+    assert message in listed.stderr
+    assert "Traceback" not in listed.stderr
+
+
+def test_every_attempt_reaches_sbatch_with_its_own_words(cluster: Project) -> None:
+    log = install_programs(cluster)
+    target = cluster.cells()[1].target
+    run = on_cluster(cluster, target)
+    assert run.returncode != 0, run.stdout
+    attempts = [json.loads(line) for line in log.read_text().splitlines()]
+    asked = []
+    for words in attempts:
+        start = words.index("-p")
+        asked.append(words[start : words.index("-D")])
+        assert "--wrap" in words[-1]
+        assert f"--attempt {len(asked)}" in words[-1]
+    shape = ["--nodes=2", "--requeue", "--cpus-per-task=2", "--exclusive", "--signal=TERM@60"]
+    shape += ["--open-mode=append", "--exclude=", "--reservation=paper"]
+    assert asked == [
+        ["-p", "v100", "-t", minutes, "-C", "v100&fast", "--mem", memory, *shape]
+        for minutes, memory in (("60", "2048"), ("120", "3072"), ("240", "4096"))
+    ]
+    assert all(words[-2] == "--gres=gpu:v100:1" for words in attempts)
+
+
+def test_one_rejected_submission_stops_no_other(cluster: Project) -> None:
+    log = install_programs(cluster)
+    run = on_cluster(cluster, REPORT, "--retries", "0")
+    assert run.returncode != 0
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_more_gpu_hours_than_agreed_are_refused_before_anything_is_submitted(cluster: Project) -> None:
+    write_site(cluster, max_gpu_hours=2)
+    log = install_programs(cluster)
+    planned = on_cluster(cluster, "-n", REPORT)
+    assert planned.returncode == 0
+    assert planned.stdout.rstrip().endswith(": more than max_gpu_hours, 2; a run will be refused")
+    run = on_cluster(cluster, REPORT)
+    assert run.returncode != 0
+    assert "this run may take 3 GPU hours, and max_gpu_hours is 2; nothing was submitted" in run.stdout
+    assert "Traceback" not in run.stdout
+    assert not log.exists()
+    agreed = on_cluster(cluster, REPORT, "--retries", "0", "--config", "max_gpu_hours=3")
+    assert "max_gpu_hours is" not in agreed.stdout
+    assert log.exists()
+
+
+def test_a_limit_that_is_no_number_is_refused(cluster: Project) -> None:
+    run = on_cluster(cluster, "-n", REPORT, "--config", "max_gpu_hours=many")
+    assert run.returncode != 0
+    assert "max_gpu_hours: found 'many'; expected a number of GPU hours above 0" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_cells_of_a_cluster_do_not_start_on_the_login_node(cluster: Project) -> None:
+    run = on_cluster(cluster, REPORT, "--configfile", "profiles/slurm/site.yaml", profile="local")
+    assert run.returncode != 0
+    assert "jobs would run on this machine; use --profile profiles/slurm" in run.stdout
+    assert "Traceback" not in run.stdout
+    assert not (cluster.root / "results").exists()
+
+
+def test_cells_of_one_machine_are_not_submitted(cluster: Project) -> None:
+    log = install_programs(cluster)
+    run = on_cluster(cluster, REPORT, "--configfile", "profiles/local/site.yaml")
+    assert run.returncode != 0
+    assert "launcher: site 'local' has `local`, and jobs go to Slurm" in run.stdout
+    assert not log.exists()
