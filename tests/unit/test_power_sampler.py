@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +24,18 @@ CPU = json.dumps({"kind": "cpu", "per_node": 2, "memory_gib": 4, "tdp_w": 100, "
 
 def command(folder: Path, *more: str) -> list[str]:
     module = [sys.executable, "-m", "shardwatt.power.sampler"]
-    return [*module, "--gpu-type", CPU, "--folder", str(folder), "--node-index", "0", *more]
+    return [*module, "--gpu-type", CPU, "--ranks-per-node", "2", "--folder", str(folder), *more]
+
+
+def start(folder: Path, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command(folder), stdin=subprocess.PIPE, **options)
+
+
+def end(sampler: subprocess.Popen[bytes]) -> int:
+    """As its supervisor ends it."""
+    assert sampler.stdin
+    sampler.stdin.close()
+    return sampler.wait(timeout=60)
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
@@ -32,13 +45,11 @@ def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_it_with_whole_files_and_a_last_sample(tmp_path: Path, stop: signal.Signals) -> None:
-    sampler = subprocess.Popen(command(tmp_path))
+def test_the_end_of_its_input_ends_it_with_whole_files_and_a_last_sample(tmp_path: Path) -> None:
+    sampler = start(tmp_path)
     wait_for(power_now_path(tmp_path, 0).exists)
     stopped_s = time.monotonic()
-    sampler.send_signal(stop)
-    assert sampler.wait(timeout=60) == 0
+    assert end(sampler) == 0
     assert samples_path(tmp_path, 0).read_bytes().endswith(b"\n")
     meter = read(MeterFile, meter_path(tmp_path, 0))
     assert (meter.status, meter.period_s) == (Status.ESTIMATED, 0.1)
@@ -52,8 +63,18 @@ def test_signal_ends_it_with_whole_files_and_a_last_sample(tmp_path: Path, stop:
     assert not list(tmp_path.glob(".*"))
 
 
-def test_it_ends_by_itself_when_its_parent_is_killed(tmp_path: Path) -> None:
-    starter = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_that_end_a_job_leave_it_to_its_supervisor(tmp_path: Path, number: signal.Signals) -> None:
+    sampler = start(tmp_path)
+    wait_for(meter_path(tmp_path, 0).exists)
+    sampler.send_signal(number)
+    power_now_path(tmp_path, 0).unlink(missing_ok=True)
+    wait_for(power_now_path(tmp_path, 0).exists)
+    assert end(sampler) == 0
+
+
+def test_it_ends_by_itself_when_its_supervisor_is_killed(tmp_path: Path) -> None:
+    starter = "import subprocess, sys; subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE).wait()"
     parent = subprocess.Popen([sys.executable, "-c", starter, *command(tmp_path)])
     wait_for(meter_path(tmp_path, 0).exists)
     (sampler,) = psutil.Process(parent.pid).children()
@@ -62,6 +83,21 @@ def test_it_ends_by_itself_when_its_parent_is_killed(tmp_path: Path) -> None:
     wait_for(lambda: not sampler.is_running() or sampler.status() == psutil.STATUS_ZOMBIE)
     assert samples_path(tmp_path, 0).read_bytes().endswith(b"\n")
     assert load_trace(tmp_path, 1, 1).span
+
+
+def test_the_node_is_the_one_that_slurm_numbers(tmp_path: Path) -> None:
+    sampler = start(tmp_path, env={**os.environ, "SLURM_NODEID": "3"})
+    wait_for(meter_path(tmp_path, 3).exists)
+    assert end(sampler) == 0
+
+
+def test_too_few_gpus_are_one_line_and_an_exit_code_of_their_own(tmp_path: Path) -> None:
+    gpu = json.dumps({"kind": "cuda", "per_node": 2, "memory_gib": 32})
+    words = [*command(tmp_path), "--gpu-type", gpu]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0"}
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 78
+    assert ended.stderr.startswith("sampler of node 0: CUDA_VISIBLE_DEVICES names 1 GPUs")
 
 
 def test_folder_that_cannot_be_written_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
@@ -74,10 +110,12 @@ def test_folder_that_cannot_be_written_is_one_line_and_exit_code_1(tmp_path: Pat
 def test_folder_that_vanishes_ends_it(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
-    sampler = subprocess.Popen(command(folder), stderr=subprocess.PIPE)
+    sampler = start(folder, stderr=subprocess.PIPE)
     wait_for(meter_path(folder, 0).exists)
     folder.rename(tmp_path / "gone")
-    _, errors = sampler.communicate(timeout=60)
+    assert sampler.wait(timeout=60)
+    assert sampler.stderr
+    errors = sampler.stderr.read()
     assert sampler.returncode == 1
     assert b"No such file" in errors
 

@@ -58,6 +58,19 @@ def simulated(library: Path, **settings: object) -> dict[str, str]:
     return os.environ | {"LD_LIBRARY_PATH": str(library)} | own
 
 
+def sample(environment: dict[str, str], selectors: str, folder: Path, node: int) -> subprocess.Popen[str]:
+    """Start the sampler of a node whose GPUs the scheduler names so."""
+    ranks = len([name for name in selectors.split(",") if name])
+    words = ["--gpu-type", CUDA, "--ranks-per-node", str(ranks), "--folder", str(folder)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "shardwatt.power.sampler", *words, "--node-index", str(node)],
+        env=environment | {"CUDA_VISIBLE_DEVICES": selectors},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def wait_for(path: Path, sampler: subprocess.Popen[str]) -> None:
     until_s = time.monotonic() + 60
     while not path.exists():
@@ -87,13 +100,7 @@ def run(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     origin = job / "origin"
 
     def start(folder: Path, node: int, selectors: str, power: str, faults: str = "") -> subprocess.Popen[str]:
-        words = ["--gpu-type", CUDA, "--selectors", selectors, "--folder", str(folder)]
-        return subprocess.Popen(
-            [sys.executable, "-m", "shardwatt.power.sampler", *words, "--node-index", str(node)],
-            env=simulated(library, ORIGIN=origin, POWER=power, FAULTS=faults),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return sample(simulated(library, ORIGIN=origin, POWER=power, FAULTS=faults), selectors, folder, node)
 
     faults = f"0:lost@{FAULT_S};1:backwards@{FAULT_S};2:still;3:no_power@{FAULT_S}"
     samplers = [
@@ -111,7 +118,9 @@ def run(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     (job / "written").rename(origin)
     time.sleep(RUN_S + 0.2)
     for sampler in samplers:
-        sampler.terminate()
+        assert sampler.stdin
+        sampler.stdin.close()
+        sampler.stdin = None
     logs = [sampler.communicate(timeout=60)[1] for sampler in samplers]
     assert [sampler.returncode for sampler in samplers] == [0, 0, 0]
     return Run(origin_s, load_trace(job, 2, 2), load_trace(failing, 1, 4), logs[-1])
@@ -182,15 +191,9 @@ def test_window_after_a_sensor_failed_has_no_joules_and_never_zero(run: Run) -> 
 
 def meter_of(environment: dict[str, str], selectors: str, folder: Path) -> MeterFile:
     """What the sampler says of its meter under an environment."""
-    words = ["--gpu-type", CUDA, "--selectors", selectors, "--folder", str(folder)]
-    sampler = subprocess.Popen(
-        [sys.executable, "-m", "shardwatt.power.sampler", *words, "--node-index", "0"],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    sampler = sample(environment, selectors, folder, 0)
     wait_for(meter_path(folder, 0), sampler)
-    sampler.terminate()
+    # It ends with its standard input, which this closes.
     _, log = sampler.communicate(timeout=60)
     assert sampler.returncode == 0, log
     return read(MeterFile, meter_path(folder, 0))

@@ -22,6 +22,7 @@ from shardwatt.records import Device, Inputs, Outcome, Record, Status, read
 from shardwatt.run.assemble import MINIMUM_TICKS, assemble, assemble_does_not_fit
 from shardwatt.run.exchange import BatchPlan, BatchRun, PhaseTime, RankEnd, RunReport
 from shardwatt.run.job import Job
+from shardwatt.run.provenance import versions
 from shardwatt.study import Constants
 from small_project import make_site
 from synthetic_cells import make_cell
@@ -97,6 +98,7 @@ def report(tokenizer: Tokenizer) -> RunReport:
         rendezvous_s=-0.2,
         load_s=5.0,
         warmup_s=1.0,
+        versions=versions(),
         batches=[
             batch_run(tokenizer, 102.0, ["the lamp", "on again"], {"prefill": 2.0, "decode": 8.0}),
             batch_run(tokenizer, 120.0, ["off"], {"prefill": 3.0, "walk": 0.5, "decode": 4.0}),

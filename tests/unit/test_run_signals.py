@@ -49,10 +49,18 @@ def test_what_was_ignored_stays_ignored_and_handlers_come_back() -> None:
 
 def test_after_the_point_of_no_return_nothing_interrupts() -> None:
     with EndingSignals() as signals:
-        signals.ignore()
+        signals.hold()
         for number in ALL:
             send(number)
         signals.check()
+
+
+def test_a_signal_that_came_while_held_ends_what_would_follow() -> None:
+    with EndingSignals() as signals:
+        signals.hold()
+        send(signal.SIGTERM)
+        with pytest.raises(Ended, match="SIGTERM"):
+            signals.release()
 
 
 def test_a_library_that_drops_exceptions_does_not_drop_a_signal() -> None:

@@ -12,6 +12,7 @@ from shardwatt.errors import CellFailure, DoesNotFit, Reason
 from shardwatt.records import write
 from shardwatt.run import watch
 from shardwatt.run.exchange import RankEnd, RankStart, rank_end_file, rank_start_file
+from shardwatt.run.launch import RankExit
 
 NODE = "host0"
 
@@ -20,14 +21,17 @@ class Ranks:
     """A group of ranks that are gone when a test says so."""
 
     def __init__(self) -> None:
-        self.gone: set[int] = set()
-        self.killed = False
+        self.gone: dict[int, RankExit] = {}
+        self.printed = ""
 
-    def exited(self) -> set[int]:
-        return set(self.gone)
+    def exits(self) -> dict[int, RankExit]:
+        return dict(self.gone)
 
-    def kill(self) -> None:
-        self.killed = True
+    def said(self) -> str:
+        return self.printed
+
+    def end(self) -> None:
+        raise AssertionError("they are the crew's to end")
 
 
 class Watched:
@@ -53,10 +57,10 @@ class Watched:
             message=f"words of rank {rank}",
         )
         write(end, rank_end_file(self.work, rank))
-        self.group.gone.add(rank)
+        self.group.gone[rank] = RankExit()
 
-    def die(self, rank: int) -> None:
-        self.group.gone.add(rank)
+    def die(self, rank: int, known: RankExit | None = None) -> None:
+        self.group.gone[rank] = known or RankExit()
 
     def attend(self, start_timeout_s: float = 60) -> list[RankEnd]:
         def look() -> None:
@@ -66,13 +70,17 @@ class Watched:
                 self.then.pop(0)()
 
         return watch.attend(
-            self.group, self.work, ranks=self.ranks, start_timeout_s=start_timeout_s, each_look=look
+            self.group,
+            self.work,
+            self.work,
+            ranks=self.ranks,
+            start_timeout_s=start_timeout_s,
+            each_look=look,
         )
 
     def failure(self) -> CellFailure:
         with pytest.raises(CellFailure) as raised:
             self.attend()
-        assert self.group.killed
         return raised.value
 
 
@@ -92,11 +100,10 @@ def _watched(work: Path, monkeypatch: pytest.MonkeyPatch, ranks: int) -> Watched
     return Watched(work, ranks)
 
 
-def test_ends_are_returned_in_order_and_nobody_is_left_running(pair: Watched) -> None:
+def test_ends_are_returned_in_order_and_ranks_may_stay_for_another_cell(pair: Watched) -> None:
     pair.then = [lambda: pair.say(1), lambda: pair.say(0)]
     assert [end.rank for end in pair.attend()] == [0, 1]
     assert pair.looks == 2
-    assert pair.group.killed
 
 
 def test_a_killed_rank_is_named_not_the_one_that_lost_its_connection(pair: Watched) -> None:
@@ -104,7 +111,27 @@ def test_a_killed_rank_is_named_not_the_one_that_lost_its_connection(pair: Watch
     pair.die(1)
     failure = pair.failure()
     assert (failure.reason, failure.rank) == (Reason.RANK_DIED, 1)
-    assert "rank 1 ended without a word" in failure.message
+    assert failure.message.startswith(f"rank 1 on {NODE} ended without a word: ")
+    assert failure.node == NODE
+
+
+def test_what_the_launcher_knows_of_a_death_is_told(trio: Watched) -> None:
+    """srun kills the others within the same second: the one with an exit code died first."""
+    trio.die(0)
+    trio.die(2, RankExit("v100-1", -9))
+    failure = trio.failure()
+    assert (failure.reason, failure.rank, failure.node, failure.exit_code) == (
+        Reason.RANK_DIED,
+        2,
+        "v100-1",
+        -9,
+    )
+    assert "(signal 9)" in failure.message
+
+
+def test_a_rank_that_the_system_killed_for_memory_is_no_mere_death(pair: Watched) -> None:
+    pair.die(1, RankExit("v100-1", -9, out_of_memory=True))
+    assert pair.failure().reason is Reason.HOST_OOM
 
 
 def test_a_death_that_is_seen_after_the_lost_connection_is_still_the_cause(pair: Watched) -> None:
@@ -160,6 +187,19 @@ def test_a_death_after_an_unexpected_error_follows_from_it(pair: Watched) -> Non
     assert (failure.reason, failure.rank) == (Reason.INTERNAL_ERROR, 0)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_whether_srun_asked_a_rank_to_end_or_somebody_else_is_told_by_who_went_first(
+    pair: Watched, first: int
+) -> None:
+    """srun asks the others to end, within the same second, once it has seen one die."""
+    pair.say(0, Reason.CANCELLED)
+    exits = {0: RankExit("v100-0", 1), 1: RankExit("v100-1", -9)}
+    pair.group.gone = {rank: exits[rank] for rank in (first, 1 - first)}
+    failure = pair.failure()
+    expected = (Reason.RANK_DIED, 1) if first == 1 else (Reason.CANCELLED, 0)
+    assert (failure.reason, failure.rank) == expected
+
+
 def test_a_known_cause_beats_an_unexpected_error_of_a_lower_rank(pair: Watched) -> None:
     pair.say(0, Reason.INTERNAL_ERROR)
     pair.say(1, Reason.BAD_CHECKPOINT)
@@ -172,7 +212,6 @@ def test_a_device_without_memory_is_no_failure_whatever_else_ended(trio: Watched
     trio.say(2, does_not_fit=True)
     with pytest.raises(DoesNotFit, match=r"^rank 2 on host0: words of rank 2$"):
         trio.attend()
-    assert trio.group.killed
 
 
 def test_ranks_that_do_not_begin_in_time_are_named(trio: Watched) -> None:
@@ -181,7 +220,6 @@ def test_ranks_that_do_not_begin_in_time_are_named(trio: Watched) -> None:
     with pytest.raises(CellFailure, match=r"^ranks 1, 2 of 3 did not begin within 0\.05 s") as raised:
         trio.attend(start_timeout_s=0.05)
     assert raised.value.reason is Reason.START_TIMEOUT
-    assert trio.group.killed
 
 
 def test_ranks_that_have_begun_are_not_timed(pair: Watched) -> None:
@@ -189,14 +227,13 @@ def test_ranks_that_have_begun_are_not_timed(pair: Watched) -> None:
     assert len(pair.attend(start_timeout_s=0.02)) == 2
 
 
-def test_what_a_look_raises_ends_the_ranks(pair: Watched) -> None:
+def test_what_a_look_raises_comes_through(pair: Watched) -> None:
     def broken() -> None:
         raise KeyboardInterrupt
 
     pair.then = [broken]
     with pytest.raises(KeyboardInterrupt):
         pair.attend()
-    assert pair.group.killed
 
 
 def test_a_torn_last_word_is_told_and_ends_the_others(pair: Watched) -> None:
@@ -207,11 +244,37 @@ def test_a_torn_last_word_is_told_and_ends_the_others(pair: Watched) -> None:
 
 
 def test_what_a_silent_rank_printed_is_quoted(pair: Watched) -> None:
-    printed = pair.work / "submitit" / "4711_1_log.err"
-    printed.parent.mkdir()
-    printed.write_text("ImportError: no module named torch\n")
+    pair.group.printed = "ImportError: no module named torch"
     pair.die(1)
     assert "ImportError: no module named torch" in pair.failure().message
+
+
+def test_the_rank_that_srun_names_first_is_the_cause(trio: Watched) -> None:
+    trio.group.gone = {
+        2: RankExit("v100-1", -9, out_of_memory=True),
+        0: RankExit("v100-0", -15),
+        1: RankExit("v100-0", -15),
+    }
+    failure = trio.failure()
+    assert (failure.reason, failure.rank, failure.node) == (Reason.HOST_OOM, 2, "v100-1")
+
+
+def test_a_rank_that_nccls_watchdog_ended_waited_in_vain(pair: Watched) -> None:
+    said = "[rank1]:[E] ProcessGroupNCCL: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"
+    (pair.work / "rank-1.log").write_text(said)
+    pair.die(1, RankExit("v100-1", -6))
+    assert pair.failure().reason is Reason.COLLECTIVE_TIMEOUT
+
+
+def test_a_rank_that_could_not_start_tells_its_own_words(pair: Watched) -> None:
+    pair.group.printed = (
+        "module: command not found\nenvironment line 1 failed\n"
+        "srun: error: v100-1: task 1: Exited with exit code 78"
+    )
+    pair.die(1, RankExit("v100-1", 78))
+    failure = pair.failure()
+    assert failure.reason is Reason.CONFIGURATION
+    assert failure.message.endswith("could not start: module: command not found; environment line 1 failed")
 
 
 def test_silence_on_a_full_disk_is_the_disks(pair: Watched) -> None:

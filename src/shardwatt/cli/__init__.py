@@ -12,8 +12,11 @@ import click
 from shardwatt import __version__
 from shardwatt.cli.analyse import aggregate, figure, report, tables
 from shardwatt.cli.cells import cells
+from shardwatt.cli.check import check_site
+from shardwatt.cli.leftovers import wait_for_job
 from shardwatt.cli.prepare import fetch, make_model, make_tokenizer, schemas
 from shardwatt.cli.run import run_cell
+from shardwatt.cli.together import run_together
 from shardwatt.errors import CellFailure, Reason, ShardwattError, storage_failure
 
 #: Exit code of a user's mistake or a failed cell.
@@ -33,11 +36,14 @@ def commands() -> None:
 
 for command in (
     cells,
+    check_site,
     report,
     tables,
     figure,
     aggregate,
     run_cell,
+    run_together,
+    wait_for_job,
     make_model,
     make_tokenizer,
     fetch,

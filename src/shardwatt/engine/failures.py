@@ -16,6 +16,7 @@ _PEER_LOST = re.compile(
 )
 _TIMED_OUT = re.compile(r"timed? ?out|timeout", re.I)
 _HOST_ALLOCATION = re.compile(r"DefaultCPUAllocator|cannot allocate memory|not enough memory", re.I)
+_NO_KERNELS = re.compile(r"no kernel image is available|CUDA driver version is insufficient", re.I)
 _DEVICE_ALLOCATION = re.compile(r"CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory", re.I)
 
 
@@ -26,7 +27,8 @@ def torch_failures() -> Iterator[None]:
     Raises:
         DoesNotFit: a CUDA device ran out of memory.
         CellFailure: HOST_OOM, the host ran out of memory; RANK_DIED, the connection to another rank
-            was lost; COLLECTIVE_TIMEOUT, another rank did not answer in time.
+            was lost; COLLECTIVE_TIMEOUT, another rank did not answer in time; CONFIGURATION, torch was not
+            built for the device.
     """
     try:
         yield
@@ -43,6 +45,12 @@ def torch_failures() -> Iterator[None]:
 
 def _translated(error: RuntimeError) -> ShardwattError | None:
     text = str(error)
+    if _NO_KERNELS.search(text):
+        return CellFailure(
+            Reason.CONFIGURATION,
+            f"this torch was not built for this GPU ({_first_line(error)}); give the GPU type an environment "
+            "whose torch was: `shardwatt check-site` compares them",
+        )
     if _DEVICE_ALLOCATION.search(text):
         return DoesNotFit(_first_line(error))
     if _HOST_ALLOCATION.search(text):

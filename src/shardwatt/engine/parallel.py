@@ -20,9 +20,13 @@ from torch.distributed import TCPStore, distributed_c10d  # type: ignore[attr-de
 
 from shardwatt.engine.failures import torch_failures
 from shardwatt.errors import CellFailure, Reason
+from shardwatt.layout import is_there
 
 RENDEZVOUS = "rendezvous.json"
 _POLL_S = 0.02
+
+#: Time in s between two looks for a file: many ranks look at once.
+_LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ def join(
     count: int,
     device: str,
     host: str = "127.0.0.1",
+    interface: str = "lo",
     start_timeout_s: float,
     collective_timeout_s: float,
 ) -> Ranks:
@@ -89,7 +94,8 @@ def join(
         rank: this one, from 0.
         count: how many there are.
         device: `cpu`, or `cuda:N` on this node.
-        host: address of rank 0's node; with 127.0.0.1 nothing listens to the network.
+        host: this node's address; with 127.0.0.1 nothing listens to the network.
+        interface: the network interface that carries it.
         start_timeout_s: longest time in s until all are here.
         collective_timeout_s: longest time in s that one waits for the others later.
 
@@ -97,8 +103,10 @@ def join(
         CellFailure: START_TIMEOUT, a rank did not come; RANK_DIED or COLLECTIVE_TIMEOUT, one went away.
     """
     deadline = time.monotonic() + start_timeout_s
-    if host == "127.0.0.1":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["GLOO_SOCKET_IFNAME"] = interface
+    if interface != "lo":
+        # `=` names it exactly (NCCL's manual, NCCL_SOCKET_IFNAME); on one node NCCL chooses by itself.
+        os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"
     store = (
         _open_store(folder, host, start_timeout_s)
         if rank == 0
@@ -140,14 +148,14 @@ def _open_store(folder: Path, host: str, timeout_s: float) -> TCPStore:
 
 def _find_store(folder: Path, rank: int, deadline: float, timeout_s: float) -> TCPStore:
     path = folder / RENDEZVOUS
-    while not path.is_file():
+    while not is_there(path):
         if time.monotonic() > deadline:
             raise CellFailure(
                 Reason.START_TIMEOUT,
                 f"rank {rank} found no {path} within {timeout_s:g} s: rank 0 has not started; "
                 "see its log, or raise the site's start_timeout_s",
             )
-        time.sleep(_POLL_S)
+        time.sleep(_LOOK_S)
     address = json.loads(path.read_text(encoding="utf-8"))
     left = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
     try:

@@ -90,5 +90,8 @@ class Engine(Protocol):
     def synchronize(self) -> None:
         """Wait until the device has finished all that was asked of it."""
 
+    def forget_peak_memory(self) -> None:
+        """Let `peak_memory_gib` count from now on."""
+
     def peak_memory_gib(self) -> float:
         """Largest memory so far in GiB: allocated by torch on CUDA, resident on CPUs."""

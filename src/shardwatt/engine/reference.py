@@ -6,6 +6,7 @@ early: every row runs to the same length, and the text is cut afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -88,6 +89,15 @@ class Reference:
         """Wait until the device has finished all that was asked of it."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def forget_peak_memory(self) -> None:
+        """Let the peak count from now on; for processors where the kernel lets a process do so."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        # proc(5): 5 resets the peak resident set size.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     def peak_memory_gib(self) -> float:
         """Largest memory so far in GiB: allocated by torch on CUDA, resident on CPUs (VmHWM of Linux)."""

@@ -10,6 +10,7 @@ from typing import Any
 from shardwatt import cellfiles
 from shardwatt.data.tokenizer import count_words
 from shardwatt.engine.protocol import PhaseName
+from shardwatt.errors import CellFailure, Reason, RecordError
 from shardwatt.plan.memory import memory_need
 from shardwatt.power.trace import Trace
 from shardwatt.records import (
@@ -22,9 +23,10 @@ from shardwatt.records import (
     Record,
     Scope,
     Timings,
+    read,
     write,
 )
-from shardwatt.run.exchange import BatchRun, RankEnd, RunReport
+from shardwatt.run.exchange import PARTIAL_FILE, BatchRun, PartialRun, RankEnd, RunReport
 from shardwatt.run.job import Job
 from shardwatt.run.provenance import versions
 
@@ -46,6 +48,7 @@ def assemble(
     ends: Sequence[RankEnd],
     trace: Trace,
     job_span: Interval,
+    was_loaded: bool = False,
 ) -> None:
     """Write the four files of a cell that ended `ok` into its work folder.
 
@@ -60,11 +63,14 @@ def assemble(
         trace: what the meters read.
         job_span: from before the ranks were started to after the last one ended, in s of
             `time.monotonic()`, while the meters ran.
+        was_loaded: whether the ranks had run another cell before.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
+        CellFailure: METER_UNAVAILABLE, other GPUs were metered than computed.
     """
-    responses = _response_rows(job, report)
+    _check_devices(ends, trace)
+    responses = _response_rows(job, report.batches)
     batches = _batch_rows(job, report, trace, responses)
     cellfiles.write_table(work / "responses.parquet", responses)
     cellfiles.write_table(work / "batches.parquet", batches)
@@ -83,9 +89,47 @@ def assemble(
         utilisation=trace.utilisation(report.window_start_s, report.window_stop_s),
         memory=Memory(peak_memory_gib=max(peaks) if peaks else None, planned_memory_gib=_planned(job)),
         inputs=job.inputs,
-        provenance=_provenance(job, job_id, node, ends, trace),
+        provenance=_provenance(job, job_id, node, ends, trace, report.versions, was_loaded=was_loaded),
     )
     write(record, work / "result.json")
+
+
+def _check_devices(ends: Sequence[RankEnd], trace: Trace) -> None:
+    """Make sure that the joules are those of the GPUs that computed: ranks and meters find them apart."""
+    computed = {end.device_uuid for end in ends if end.device_uuid is not None}
+    metered = {
+        device.device.uuid
+        for node in trace.nodes
+        for device in node.devices
+        if device.device.uuid is not None
+    }
+    if len(computed) == len(ends) and metered - computed:
+        raise CellFailure(
+            Reason.METER_UNAVAILABLE,
+            f"the ranks computed on {', '.join(sorted(map(str, computed)))}, and the meters read "
+            f"{', '.join(sorted(map(str, metered)))}: the joules would be of other GPUs; see whether "
+            "CUDA_VISIBLE_DEVICES and nvidia-smi number the GPUs of a job alike",
+        )
+
+
+def keep_partial(job: Job, work: Path, target: Path) -> Path | None:
+    """Put the responses of finished batches aside, from a cell that ended early.
+
+    Args:
+        job: what was to be done.
+        work: the attempt's work folder, where rank 0 may have left partial.json.
+        target: where they go, in the form of responses.parquet.
+
+    Returns:
+        The target; None where there is nothing to keep, or it cannot be written: the cell has failed
+        already, and that comes first.
+    """
+    try:
+        partial = read(PartialRun, work / PARTIAL_FILE)
+        cellfiles.write_table(target, _response_rows(job, partial.batches), "responses.parquet")
+    except (OSError, RecordError):
+        return None
+    return target
 
 
 def assemble_does_not_fit(job: Job, work: Path, *, job_id: str, node: str, reason: str) -> None:
@@ -106,14 +150,15 @@ def assemble_does_not_fit(job: Job, work: Path, *, job_id: str, node: str, reaso
         nodes=job.shape.nodes,
         memory=Memory(peak_memory_gib=None, planned_memory_gib=_planned(job)),
         inputs=job.inputs,
-        provenance=_provenance(job, job_id, node, [], None),
+        provenance=_provenance(job, job_id, node, [], None, versions(), was_loaded=False),
     )
     write(record, work / "result.json")
 
 
-def _response_rows(job: Job, report: RunReport) -> list[dict[str, Any]]:
+def _response_rows(job: Job, runs: Sequence[BatchRun]) -> list[dict[str, Any]]:
+    """A row for each prompt of the batches that were run, which are the first ones."""
     rows = []
-    for index, (plan, run) in enumerate(zip(job.batches, report.batches, strict=True)):
+    for index, (plan, run) in enumerate(zip(job.batches, runs, strict=False)):
         for prompt_id, prompt, tokens, finish in zip(
             plan.prompt_ids, plan.prompts, run.tokens, run.finish, strict=True
         ):
@@ -240,7 +285,14 @@ def _planned(job: Job) -> float | None:
 
 
 def _provenance(
-    job: Job, job_id: str, supervisor_node: str, ends: Sequence[RankEnd], trace: Trace | None
+    job: Job,
+    job_id: str,
+    supervisor_node: str,
+    ends: Sequence[RankEnd],
+    trace: Trace | None,
+    found_versions: dict[str, str],
+    *,
+    was_loaded: bool,
 ) -> Provenance:
     nodes = trace.nodes if trace else []
     commit, dirty = job.commit
@@ -251,8 +303,9 @@ def _provenance(
         nodes=sorted({end.node for end in ends} or {supervisor_node}),
         ranks_per_node=job.shape.ranks_per_node,
         threads_per_rank=job.threads_per_rank,
+        was_loaded=was_loaded,
         device_names=sorted({device.device.name for node in nodes for device in node.devices}),
         commit=commit,
         commit_dirty=dirty,
-        versions=versions(),
+        versions=found_versions,
     )

@@ -10,14 +10,13 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
+from shardwatt.attempts import Attempt, Failure
 from shardwatt.errors import CellFailure, Reason, RecordError, ShardwattError, storage_failure
 from shardwatt.layout import CellPaths
-from shardwatt.records import Attempt, CellRecord, Failure, Outcome, write
+from shardwatt.records import CellRecord, Outcome, write
+from shardwatt.run.endings import tail
 from shardwatt.run.signals import EndingSignals
 from shardwatt.run.workfolder import WorkFolder, remove_abandoned
-
-#: Lines of a log that a failure quotes.
-TAIL_LINES = 20
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +34,7 @@ class OpenAttempt:
         started_at: UTC.
         outcome: how it ended, unless something is raised.
         reason: the same in words.
+        partial: where responses of finished batches were put aside, if any were.
         work: where it writes, after `begin`.
     """
 
@@ -47,6 +47,7 @@ class OpenAttempt:
         )
         self.outcome = Outcome.OK
         self.reason: str | None = None
+        self.partial: Path | None = None
         self._constants_hash = constants_hash
         self._signals = signals
         self._folder: WorkFolder | None = None
@@ -79,19 +80,8 @@ class OpenAttempt:
         return self
 
     def __exit__(self, kind: object, value: BaseException | None, trace: object) -> None:
-        self._signals.ignore()
-        failure = None if value is None else _as_failure(value)
-        if value is not None and failure is not None:
-            if failure.reason is Reason.INTERNAL_ERROR:
-                log.error("%s", "".join(traceback.format_exception(value)))
-            log.error("failed: %s: %s", failure.reason, failure.message)
-            self.outcome, self.reason = Outcome.FAILED, str(failure.reason)
-        try:
-            if failure is not None:
-                self._write_failure(failure)
-            self._write_attempt(ended=True)
-        except OSError as problem:
-            print(f"shardwatt: the logs cannot be written: {problem}", file=sys.stderr)
+        self._signals.hold()
+        failure = self.write_down(value)
         if self._folder is not None:
             self._folder.remove()
         if self._log is not None:
@@ -100,11 +90,35 @@ class OpenAttempt:
         if failure is not None and failure is not value:
             raise failure from None
 
+    def write_down(self, problem: BaseException | None) -> CellFailure | None:
+        """Write down how the attempt ends; again, and better, if more is known later.
+
+        Args:
+            problem: what was raised; None if nothing was.
+
+        Returns:
+            The same as a failure of the cell.
+        """
+        failure = None if problem is None else _as_failure(problem)
+        if problem is not None and failure is not None:
+            if failure.reason is Reason.INTERNAL_ERROR:
+                log.error("%s", "".join(traceback.format_exception(problem)))
+            log.error("failed: %s: %s", failure.reason, failure.message)
+            self.outcome, self.reason = Outcome.FAILED, str(failure.reason)
+        try:
+            if failure is not None:
+                self._write_failure(failure)
+            self._write_attempt(ended=True)
+        except OSError as trouble:
+            print(f"shardwatt: the logs cannot be written: {trouble}", file=sys.stderr)
+        return failure
+
     def _write_attempt(self, *, ended: bool) -> None:
         record = Attempt(
             job_id=self.job_id,
             node=self.node,
             pid=os.getpid(),
+            constants_hash=self._constants_hash,
             started_at=self.started_at,
             ended_at=datetime.now(UTC) if ended else None,
             outcome=self.outcome if ended else None,
@@ -129,16 +143,10 @@ class OpenAttempt:
             started_at=self.started_at,
             ended_at=datetime.now(UTC),
             log=str(source.relative_to(self.paths.base)),
-            log_tail=_tail(source),
+            log_tail=tail(source),
+            partial=str(self.partial.relative_to(self.paths.base)) if self.partial else None,
         )
         write(record, self.paths.failure)
-
-
-def _tail(log_file: Path) -> list[str]:
-    try:
-        return log_file.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-    except OSError:
-        return []
 
 
 def _as_failure(problem: BaseException) -> CellFailure:
@@ -146,7 +154,7 @@ def _as_failure(problem: BaseException) -> CellFailure:
         return problem
     if isinstance(problem, KeyboardInterrupt):
         what = f"ended by {problem}" if str(problem) else "interrupted"
-        return CellFailure(Reason.CANCELLED, f"{what}; nothing was kept of this attempt")
+        return CellFailure(Reason.CANCELLED, f"{what}; the cell has no result")
     if isinstance(problem, OSError) and (failure := storage_failure(problem)):
         return failure
     if isinstance(problem, ShardwattError) and not isinstance(problem, RecordError):

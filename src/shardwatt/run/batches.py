@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from shardwatt.engine.parallel import Ranks
 
 
+#: Each finished batch with its start and stop in s of `time.monotonic()`.
+TimedResults = list[tuple[BatchResult, tuple[float, float]]]
+
+
 def warm_up_requests(batches: Sequence[BatchPlan], new_tokens: int) -> list[BatchRequest]:
     """What is answered before the window, so that kernels are loaded and memory is taken.
 
@@ -42,12 +46,14 @@ def warm_up_requests(batches: Sequence[BatchPlan], new_tokens: int) -> list[Batc
 
 
 def answer(
-    batches: Sequence[BatchPlan], length: int, engine: Engine, sampling: Sampling, teller: Teller
-) -> list[tuple[BatchResult, tuple[float, float]]]:
-    """Answer every batch, in order.
-
-    Returns:
-        Each result with its start and stop in s of `time.monotonic()`.
+    batches: Sequence[BatchPlan],
+    length: int,
+    engine: Engine,
+    sampling: Sampling,
+    teller: Teller,
+    results: TimedResults,
+) -> None:
+    """Answer every batch, in order; each is added to the results as soon as it is done.
 
     Raises:
         DoesNotFit: the device ran out of memory.
@@ -57,14 +63,12 @@ def answer(
     def on_step(tokens: int) -> None:
         teller.generated_tokens += tokens
 
-    results = []
     for index, batch in enumerate(batches):
         request = BatchRequest(index, batch.prompts, length, batch.positions)
         began_s = time.monotonic()
         result = engine.generate(request, sampling, on_step)
         results.append((result, (began_s, time.monotonic())))
         teller.prompts_done += len(batch.prompts)
-    return results
 
 
 def batch_run(result: BatchResult, times: tuple[float, float]) -> BatchRun:

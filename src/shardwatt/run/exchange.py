@@ -10,11 +10,13 @@ from shardwatt.engine.protocol import Finish, PhaseName
 from shardwatt.errors import Reason
 from shardwatt.models import Checkpoint
 from shardwatt.records import CellRecord, RecordModel
+from shardwatt.site import GpuType
 from shardwatt.study import Constants
 
 JOB_FILE = "job.json"
 RUN_FILE = "run.json"
 PROGRESS_FILE = "progress.json"
+PARTIAL_FILE = "partial.json"
 
 Stage = Literal["load", "warm-up", "run"]
 
@@ -40,11 +42,14 @@ class JobSpec(RecordModel):
     checkpoint: Checkpoint
     vocab_size: int
     eos_id: int
-    device_kind: Literal["cuda", "cpu"]
-    visible_devices: list[str]
-    """CUDA_VISIBLE_DEVICES of the ranks, as indices in PCI bus order or UUIDs; empty for processors."""
+    gpu_type: GpuType
     threads_per_rank: int
-    rendezvous_host: str
+    nodes: int
+    ranks_per_node: int
+    network_interface: str | None
+    """The site's interface between the nodes."""
+    staging: Path | None
+    """Folder on each node's own disk for copies of checkpoint files."""
     start_timeout_s: float
     collective_timeout_s: float
     supervisor_pid: int
@@ -54,6 +59,8 @@ class JobSpec(RecordModel):
     log_folder: Path
     """Folder of the rank logs, absolute."""
     batches: list[BatchPlan]
+    more: bool = False
+    """Whether the ranks stay with the model loaded for another cell."""
 
     @property
     def prompts(self) -> int:
@@ -67,6 +74,8 @@ class RankStart(RecordModel):
     rank: int
     node: str
     pid: int
+    device: str | None = None
+    """The GPU that it is bound to, as CUDA_VISIBLE_DEVICES names it on its node."""
 
 
 class RankEnd(RecordModel):
@@ -80,6 +89,8 @@ class RankEnd(RecordModel):
     reason: Reason | None = None
     message: str | None = None
     peak_memory_gib: float | None = None
+    device_uuid: str | None = None
+    """The GPU that computed, as the driver knows it; None for processors."""
 
 
 class PhaseTime(RecordModel):
@@ -111,6 +122,23 @@ class RunReport(RecordModel):
     load_s: float
     warmup_s: float
     batches: list[BatchRun]
+    versions: dict[str, str]
+    """Versions of what rank 0 ran on."""
+
+
+class PartialRun(RecordModel):
+    """The batches that rank 0 had finished when it was asked to end early: partial.json."""
+
+    schema_version: Literal[1] = 1
+    batches: list[BatchRun]
+
+
+class NextCell(RecordModel):
+    """Which cell the ranks of a job run as their K-th: next-K.json in the folder that they share."""
+
+    schema_version: Literal[1] = 1
+    work: Path
+    """Work folder of the next cell, which holds its job.json."""
 
 
 class Progress(RecordModel):
@@ -121,6 +149,10 @@ class Progress(RecordModel):
     prompts_done: int = 0
     since_s: float
     """When the stage began, in s of `time.monotonic()`."""
+
+
+def next_file(session: Path, number: int) -> Path:
+    return session / f"next-{number}.json"
 
 
 def rank_start_file(work: Path, rank: int) -> Path:

@@ -70,32 +70,7 @@ class Job:
     def prompts(self) -> int:
         return sum(len(batch.prompts) for batch in self.batches)
 
-    def devices(self) -> list[str]:
-        """The job's own devices on this node, as CUDA_VISIBLE_DEVICES names them; empty for processors.
-
-        Indices count in PCI bus order, as NVML's and Slurm's do.
-
-        Raises:
-            CellFailure: fewer are visible than the cell has ranks here.
-        """
-        if self.gpu_type.kind == "cpu":
-            return []
-        wanted = self.shape.ranks_per_node
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        found = [str(index) for index in range(self.gpu_type.per_node)]
-        if visible is not None:
-            found = [name.strip() for name in visible.split(",") if name.strip()]
-        if len(found) < wanted:
-            raise CellFailure(
-                Reason.CONFIGURATION,
-                f"CUDA_VISIBLE_DEVICES names {len(found)} GPUs on this node ({visible!r}), and the cell has "
-                f"{wanted} ranks here, one GPU each; ask the scheduler for as many, or unset it",
-            )
-        return found[:wanted]
-
-    def spec(
-        self, *, job_id: str, log_folder: Path, visible_devices: list[str], launched_at_s: float
-    ) -> JobSpec:
+    def spec(self, *, job_id: str, log_folder: Path, launched_at_s: float, more: bool = False) -> JobSpec:
         """What the ranks are told."""
         return JobSpec(
             job_id=job_id,
@@ -105,10 +80,12 @@ class Job:
             checkpoint=self.checkpoint,
             vocab_size=self.tokenizer.vocab_size,
             eos_id=self.tokenizer.eos_id,
-            device_kind=self.gpu_type.kind,
-            visible_devices=visible_devices,
+            gpu_type=self.gpu_type,
             threads_per_rank=self.threads_per_rank,
-            rendezvous_host="127.0.0.1",
+            nodes=self.shape.nodes,
+            ranks_per_node=self.shape.ranks_per_node,
+            network_interface=self.site.network_interface,
+            staging=self.site.staging,
             start_timeout_s=self.site.start_timeout_s,
             collective_timeout_s=self.site.collective_timeout_s,
             supervisor_pid=os.getpid(),
@@ -116,6 +93,7 @@ class Job:
             launched_at_s=launched_at_s,
             log_folder=log_folder.absolute(),
             batches=self.batches,
+            more=more,
         )
 
 
@@ -181,7 +159,7 @@ def plan_job(root: Path, name: str, study: Study, site: Site, cell: Cell) -> Job
             prompt_ids_sha256=hashlib.sha256("\n".join(ids).encode()).hexdigest(),
         ),
         batches=_batches(ids, tokens, cell, architecture, study.cache_tokens),
-        threads_per_rank=site.threads_per_rank or _fair_share(shape),
+        threads_per_rank=_threads(site, cell.gpu, shape),
         commit=git_state(root),
     )
 
@@ -206,7 +184,11 @@ def _batches(
     ]
 
 
-def _fair_share(shape: JobShape) -> int:
+def _threads(site: Site, gpu: str, shape: JobShape) -> int:
+    if site.threads_per_rank is not None:
+        return site.threads_per_rank
+    if site.launcher == "slurm":
+        return site.words(gpu).cpus_per_rank or 1
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     usable = min(cores, len(os.sched_getaffinity(0)))
     return max(1, usable // shape.ranks_per_node)

@@ -1,8 +1,11 @@
-"""Starting the ranks of a cell and ending them; submitit's LocalExecutor on one machine."""
+"""Starting the ranks of a cell and ending them: what every launcher offers, and the one of one machine."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -11,41 +14,73 @@ import submitit
 
 from shardwatt.run import rank
 
+#: Longest time in s that ranks get to end by themselves, with what they put aside.
+ASK_S = 5.0
+
 #: submitit ends its tasks after this many minutes; the supervisor has the only say here.
 _NO_TIMEOUT_MIN = 60 * 24 * 365
+
+
+@dataclass(frozen=True, slots=True)
+class RankExit:
+    """How the process of a rank went, as far as its launcher knows.
+
+    Attributes:
+        node: host, where known.
+        exit_code: exit status, negative for a signal; None where unknown.
+        out_of_memory: whether the system says that it was killed for want of host memory.
+    """
+
+    node: str | None = None
+    exit_code: int | None = None
+    out_of_memory: bool = False
 
 
 class RankGroup(Protocol):
     """The running ranks of a cell."""
 
-    def exited(self) -> set[int]:
-        """Ranks whose processes are gone."""
+    def exits(self) -> dict[int, RankExit]:
+        """Ranks whose processes are gone; those with an exit code in the order in which they went."""
 
-    def kill(self) -> None:
-        """End every rank at once and wait until all are gone."""
+    def said(self) -> str:
+        """What the launcher and ranks without a log of their own printed, e.g. a failed import."""
+
+    def end(self) -> None:
+        """Ask every rank to end, kill those that don't within seconds, and wait until all are gone."""
 
 
 class LocalRanks:
     """Ranks of one machine, started by submitit's LocalExecutor."""
 
-    def __init__(self, job: submitit.Job[None], ranks: int) -> None:
+    def __init__(self, job: submitit.Job[None], ranks: int, work: Path) -> None:
         self._job = job
         self._ranks = ranks
+        self._folder = _submitit_folder(work)
         self._controller = psutil.Process(int(job.job_id))
         self._processes: dict[int, psutil.Process] = {}
 
-    def exited(self) -> set[int]:
+    def exits(self) -> dict[int, RankExit]:
         if self._job.done():
-            return set(range(self._ranks))
+            return dict.fromkeys(range(self._ranks), RankExit())
         self._discover()
-        return {number for number, process in self._processes.items() if not _alive(process)}
+        return {number: RankExit() for number, process in self._processes.items() if not _alive(process)}
 
-    def kill(self) -> None:
+    def said(self) -> str:
+        files = sorted(self._folder.glob("*_log.err"))
+        return "\n".join(path.read_text(errors="replace") for path in files).strip()
+
+    def end(self) -> None:
         processes = {self._controller, *self._processes.values()}
         with contextlib.suppress(psutil.NoSuchProcess):
             # Held first: it must start neither a rank nor a clean-up that outlives this call.
             self._controller.suspend()
             processes.update(self._controller.children())
+        ranks = processes - {self._controller}
+        for process in ranks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        # Nobody reaps them while their parent is held.
+        _wait_until_gone(ranks)
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -67,19 +102,23 @@ def launch_local(work: Path, *, ranks: int) -> LocalRanks:
     """Start the ranks of a cell on this machine.
 
     Args:
-        work: the cell's work folder, holding job.json; submitit keeps its files below it.
+        work: the folder that the ranks share; its next-0.json says where the first cell is.
         ranks: processes to start.
     """
-    executor = submitit.LocalExecutor(folder=work / "submitit")
-    # Which GPUs a rank sees stands in job.json: submitit knows indices only, no UUIDs.
+    executor = submitit.LocalExecutor(folder=_submitit_folder(work))
+    # Which GPU a rank has is worked out by itself: submitit knows indices only, no UUIDs.
     executor.update_parameters(tasks_per_node=ranks, timeout_min=_NO_TIMEOUT_MIN)
-    return LocalRanks(executor.submit(rank.main, str(work)), ranks)
+    return LocalRanks(executor.submit(rank.main, str(work)), ranks, work)
 
 
-def output_tail(work: Path) -> str:
-    """What ranks printed before they had their own logs, e.g. a failed import."""
-    files = sorted((work / "submitit").glob("*_log.err"))
-    return "\n".join(path.read_text(errors="replace") for path in files)
+def _submitit_folder(work: Path) -> Path:
+    return work / "submitit"
+
+
+def _wait_until_gone(processes: set[psutil.Process]) -> None:
+    deadline_s = time.monotonic() + ASK_S
+    while any(map(_alive, processes)) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
 
 
 def _alive(process: psutil.Process) -> bool:

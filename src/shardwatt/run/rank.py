@@ -1,83 +1,195 @@
-"""One rank of a cell: joins the others, loads its shard, answers the prompts, tells how it ended."""
+"""One rank's process: its log, its lifeline, and one cell after another until there are no more."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import gc
 import os
 import platform
+import select
+import signal
 import sys
 import threading
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from shardwatt.engine.protocol import Sampling
 from shardwatt.errors import CellFailure, DoesNotFit, Reason, storage_failure
+from shardwatt.layout import is_there, listed
 from shardwatt.records import read, write
-from shardwatt.run.batches import answer, batch_run, check_agreement, warm_up_requests
+from shardwatt.run.batches import TimedResults, batch_run
 from shardwatt.run.exchange import (
     JOB_FILE,
-    RUN_FILE,
+    PARTIAL_FILE,
     JobSpec,
+    NextCell,
+    PartialRun,
     RankEnd,
     RankStart,
-    RunReport,
+    next_file,
     rank_end_file,
     rank_start_file,
 )
-from shardwatt.run.tell import Teller
+from shardwatt.run.place import Place, own_place
 
-#: Seconds between two looks at the supervisor's process.
+if TYPE_CHECKING:
+    from shardwatt.run.session import Session
+
+#: Seconds between two looks at the supervisor's process, or for the next cell.
 LIFELINE_PERIOD_S = 2.0
 
 #: Longest time in s that a rank that ended well waits for the others to say the same.
 LINGER_S = 10.0
 
-_POLL_S = 0.05
+_POLL_S = 0.2
 
 
-def main(work_folder: str) -> None:
+def main(session_folder: str) -> None:
     """Run this process's rank; the launcher's environment says which one it is.
 
-    Ends the process: with exit code 1 when the cell failed on this rank; rank-R.end.json says why.
+    Args:
+        session_folder: shared by the ranks; its next-0.json says where the first cell is.
+
+    Ends the process: with exit code 1 when it could not say how the cell ended on this rank; otherwise
+    rank-R.end.json does, and the supervisor ends the others. A launcher that kills them at the first bad
+    exit code would not leave rank 0 the time to put aside what is finished.
     """
-    work = Path(work_folder)
+    session = Path(session_folder)
+    # Taken by a thread alone: the main thread may be deep in a collective for minutes.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    work = read(NextCell, next_file(session, 0)).work
     spec = read(JobSpec, work / JOB_FILE)
-    rank = _rank()
+    place = own_place(spec.ranks_per_node)
     node = platform.node()
-    _redirect_output(spec.log_folder / f"rank-{rank}.log")
+    _redirect_output(spec.log_folder / f"rank-{place.rank}.log")
     # A crash in a library leaves its stack in the log.
     faulthandler.enable()
-    write(RankStart(rank=rank, node=node, pid=os.getpid()), rank_start_file(work, rank))
-    _follow_supervisor(spec)
-    end = _end(spec, work, rank, node)
-    told = False
-    try:
-        write(end, rank_end_file(work, rank))
-        told = True
-    except OSError as problem:
-        print(f"rank {rank} cannot say how it ended: {problem}", file=sys.stderr)
-    if end.ok and told:
-        _await_others(work, spec.cell.shards)
+    cells = Cells(session, work, spec, place, node)
+    cells.begin()
+    _follow_supervisor(spec, place, cells)
+    while cells.run():
+        pass
     sys.stdout.flush()
     sys.stderr.flush()
     # Not through torch's clean-up, which may wait for ranks that are gone.
-    os._exit(0 if end.ok and told else 1)
+    os._exit(cells.exit_code)
 
 
-def _end(spec: JobSpec, work: Path, rank: int, node: str) -> RankEnd:
-    """Run the rank; whatever is raised becomes how it ended."""
-    try:
-        return _run(spec, work, rank, node)
-    except DoesNotFit as problem:
-        return RankEnd(rank=rank, node=node, ok=False, does_not_fit=True, message=str(problem))
-    except BaseException as problem:
-        failure = _as_failure(problem, rank)
-        return RankEnd(rank=rank, node=node, ok=False, reason=failure.reason, message=failure.message)
+class Cells:
+    """The cells that this rank runs, one after another, in the ranks' one session.
+
+    Attributes:
+        ok: whether the last one ended well on this rank, and that was told.
+    """
+
+    def __init__(self, session: Path, work: Path, spec: JobSpec, place: Place, node: str) -> None:
+        self.ok = False
+        self._folder = session
+        self._work = work
+        self._spec = spec
+        self._place = place
+        self._node = node
+        self._number = 0
+        self._results: TimedResults = []
+        self._ranks: Session | None = None
+        self._telling = threading.Lock()
+        self._told = False
+
+    @property
+    def exit_code(self) -> int:
+        """0 once it is told how the last cell ended, however that was."""
+        return 0 if self._told else 1
+
+    def begin(self) -> None:
+        """Tell that this rank has begun the cell."""
+        start = RankStart(rank=self._place.rank, node=self._node, pid=os.getpid(), device=self._place.device)
+        write(start, rank_start_file(self._work, self._place.rank))
+
+    def run(self) -> bool:
+        """Run the cell to its end and find the next one; False where there is none."""
+        end = self._end()
+        self.ok = self._tell(end)
+        if end.ok and self.ok:
+            self._await_others()
+        if not (end.ok and self.ok and self._spec.more):
+            return False
+        self._number += 1
+        path = next_file(self._folder, self._number)
+        while not is_there(path):
+            time.sleep(_POLL_S)
+        self._work = read(NextCell, path).work
+        self._spec = read(JobSpec, self._work / JOB_FILE)
+        _redirect_output(self._spec.log_folder / f"rank-{self._place.rank}.log")
+        self._results = []
+        self.ok = self._told = False
+        self.begin()
+        return True
+
+    def give_up(self, why: str) -> None:
+        """End the process early, from another thread."""
+        if self.ok:
+            # Between two cells: there is no next one.
+            os._exit(0)
+        self._tell(self._failed(reason=Reason.CANCELLED, message=why))
+        print(f"rank {self._place.rank}: {why}; ending", file=sys.stderr, flush=True)
+        os._exit(self.exit_code)
+
+    def _tell(self, end: RankEnd) -> bool:
+        """Say how this rank ended, once, with what is finished put aside if that was no good end; whether
+        that, or an earlier word, is on disk."""
+        with self._telling:
+            if self._told:
+                return True
+            if not end.ok:
+                self._put_aside()
+            try:
+                write(end, rank_end_file(self._work, self._place.rank))
+            except OSError as problem:
+                print(f"rank {end.rank} cannot say how it ended: {problem}", file=sys.stderr)
+                return False
+            self._told = True
+            return True
+
+    def _put_aside(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._place.rank == 0 and self._results:
+                finished = [batch_run(result, times) for result, times in self._results]
+                write(PartialRun(batches=finished), self._work / PARTIAL_FILE)
+
+    def _end(self) -> RankEnd:
+        """Run the cell; whatever is raised becomes how it ended."""
+        try:
+            if self._ranks is None:
+                # torch comes with it: the supervisor imports this module to name `main`, and needs none.
+                from shardwatt.run.session import Session
+
+                self._ranks = Session(self._folder, self._place, self._node)
+            return self._ranks.run_cell(self._spec, self._work, self._results)
+        except DoesNotFit as problem:
+            return self._failed(does_not_fit=True, message=str(problem))
+        except BaseException as problem:
+            failure = _as_failure(problem, self._place.rank)
+            return self._failed(reason=failure.reason, message=failure.message)
+
+    def _failed(self, *, message: str, reason: Reason | None = None, does_not_fit: bool = False) -> RankEnd:
+        return RankEnd(
+            rank=self._place.rank,
+            node=self._node,
+            ok=False,
+            does_not_fit=does_not_fit,
+            reason=reason,
+            message=message,
+        )
+
+    def _await_others(self) -> None:
+        """Keep the connections open until all have ended: another rank may still be in its last barrier."""
+        deadline_s = time.monotonic() + LINGER_S
+        others = {rank_end_file(self._work, number).name for number in range(self._spec.cell.shards)}
+        while time.monotonic() < deadline_s and not others <= set(listed(self._work)):
+            time.sleep(_POLL_S)
 
 
 def _as_failure(problem: BaseException, rank: int) -> CellFailure:
@@ -94,122 +206,6 @@ def _as_failure(problem: BaseException, rank: int) -> CellFailure:
     return CellFailure(Reason.INTERNAL_ERROR, f"{type(problem).__name__}: {problem}")
 
 
-def _await_others(work: Path, ranks: int) -> None:
-    """Keep the connections open until all have ended: another rank may still be in its last barrier."""
-    deadline_s = time.monotonic() + LINGER_S
-    others = [rank_end_file(work, number) for number in range(ranks)]
-    while time.monotonic() < deadline_s and not all(path.exists() for path in others):
-        time.sleep(_POLL_S)
-
-
-def _run(spec: JobSpec, work: Path, rank: int, node: str) -> RankEnd:
-    # Numbers as NVML and Slurm give them; by itself CUDA puts the fastest GPU first.
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(spec.visible_devices)
-    # torch is imported here: the supervisor imports this module to name `main`, and needs none.
-    import torch
-
-    from shardwatt.engine.load import load_engine
-    from shardwatt.engine.parallel import join
-
-    torch.set_num_threads(spec.threads_per_rank)
-    ranks = spec.cell.shards
-    device = _device(spec, rank)
-    group = join(
-        work,
-        rank=rank,
-        count=ranks,
-        device=device,
-        host=spec.rendezvous_host,
-        start_timeout_s=spec.start_timeout_s,
-        collective_timeout_s=spec.collective_timeout_s,
-    )
-    rendezvous_s = time.time() - spec.launched_at_s
-    print(f"rank {rank} of {ranks} on {node}: all met after {rendezvous_s:.1f} s", flush=True)
-    teller = Teller(work)
-    if rank == 0:
-        teller.start()
-    began_s = time.monotonic()
-    engine = load_engine(
-        spec.cell.engine,
-        architecture=spec.architecture,
-        checkpoint=spec.checkpoint,
-        precision=spec.cell.precision,
-        device=device,
-        rank=rank,
-        ranks=ranks,
-        vocab_size=spec.vocab_size,
-        eos_id=spec.eos_id,
-    )
-    engine.allocate(
-        max(len(batch.prompts) for batch in spec.batches),
-        max(batch.positions for batch in spec.batches),
-    )
-    engine.synchronize()
-    group.barrier()
-    loaded_s = time.monotonic()
-    print(f"rank {rank}: loaded in {loaded_s - began_s:.1f} s", flush=True)
-    teller.begin("warm-up")
-    sampling = Sampling(spec.constants.temperature, spec.constants.top_p, spec.constants.seed)
-    for request in warm_up_requests(spec.batches, spec.constants.warmup_tokens):
-        engine.generate(request, sampling, lambda tokens: None)
-    # What exists by now stays: a collection in the window would walk through all of torch's objects.
-    gc.collect()
-    gc.freeze()
-    engine.synchronize()
-    group.barrier()
-    teller.begin("run")
-    start_s = time.monotonic()
-    results = answer(spec.batches, spec.cell.length, engine, sampling, teller)
-    engine.synchronize()
-    group.barrier()
-    stop_s = time.monotonic()
-    check_agreement(group, [run for run, _ in results])
-    peak_memory_gib = engine.peak_memory_gib()
-    if rank == 0:
-        report = RunReport(
-            window_start_s=start_s,
-            window_stop_s=stop_s,
-            rendezvous_s=rendezvous_s,
-            load_s=loaded_s - began_s,
-            warmup_s=start_s - loaded_s,
-            batches=[batch_run(result, times) for result, times in results],
-        )
-        write(report, work / RUN_FILE)
-    # The last barrier: no rank says that it ended well before the report is on disk.
-    group.barrier()
-    return RankEnd(rank=rank, node=node, ok=True, peak_memory_gib=peak_memory_gib)
-
-
-def _device(spec: JobSpec, rank: int) -> str:
-    """This rank's device, as torch names it.
-
-    Raises:
-        CellFailure: CONFIGURATION, torch does not see it.
-    """
-    if spec.device_kind == "cpu":
-        return "cpu"
-    import torch
-
-    number, seen = _local_rank(), torch.cuda.device_count()
-    if number >= seen:
-        raise CellFailure(
-            Reason.CONFIGURATION,
-            f"rank {rank} is to have GPU {number} of {','.join(spec.visible_devices)}, and torch "
-            f"{torch.__version__} sees {seen}; see whether nvidia-smi shows it here, and whether this torch "
-            "was built for CUDA",
-        )
-    return f"cuda:{number}"
-
-
-def _rank() -> int:
-    return int(os.environ["SUBMITIT_LOCAL_GLOBALID"])
-
-
-def _local_rank() -> int:
-    return int(os.environ["SUBMITIT_LOCAL_LOCALID"])
-
-
 def _redirect_output(log: Path) -> None:
     """Send everything that this process prints, libraries included, to the rank's own log."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -219,18 +215,31 @@ def _redirect_output(log: Path) -> None:
     os.close(descriptor)
 
 
-def _follow_supervisor(spec: JobSpec) -> None:
-    """End this rank soon after its supervisor is gone: nobody would be left to take its result."""
-    if spec.supervisor_node != platform.node():
-        return
+def _follow_supervisor(spec: JobSpec, place: Place, cells: Cells) -> None:
+    """End this rank soon after its supervisor, or a signal, wants it to, or the supervisor is gone."""
 
-    def watch() -> None:
+    def on_signal() -> None:
+        signal.sigwait({signal.SIGTERM})
+        cells.give_up("asked to end (SIGTERM)")
+
+    def on_end_of_input() -> None:
+        # srun passes the end of the supervisor's pipe to every rank on every node.
+        while select.select([0], [], []) and os.read(0, 4096):
+            pass
+        cells.give_up("asked to end, or the supervisor is gone")
+
+    def on_dead_supervisor() -> None:
         # is_running compares start times too, so that another process with its number is not taken for it.
         with contextlib.suppress(psutil.NoSuchProcess):
             supervisor = psutil.Process(spec.supervisor_pid)
             while supervisor.is_running() and supervisor.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(LIFELINE_PERIOD_S)
-        print("the supervisor is gone; ending", file=sys.stderr, flush=True)
-        os._exit(1)
+        cells.give_up("the supervisor is gone")
 
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    lifeline = on_end_of_input if place.in_step else on_dead_supervisor
+    for watch in (on_signal, lifeline):
+        threading.Thread(target=watch, name=watch.__name__, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -14,7 +14,7 @@ class Ended(KeyboardInterrupt):
 
 
 class EndingSignals:
-    """While entered, the first SIGINT, SIGTERM or SIGHUP raises `Ended`; every later one is ignored.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP raises `Ended`; later ones do nothing.
 
     What was ignored before, as under nohup, stays ignored.
     """
@@ -22,6 +22,7 @@ class EndingSignals:
     def __init__(self) -> None:
         self._before: dict[signal.Signals, Callable[..., object] | int | None] = {}
         self._received: signal.Signals | None = None
+        self._held = False
 
     def __enter__(self) -> EndingSignals:
         for number in _ENDING:
@@ -35,10 +36,18 @@ class EndingSignals:
         for number, before in self._before.items():
             signal.signal(number, before)
 
-    def ignore(self) -> None:
+    def hold(self) -> None:
         """From now on, let nothing interrupt: what has begun is finished."""
-        for number in self._before:
-            signal.signal(number, signal.SIG_IGN)
+        self._held = True
+
+    def release(self) -> None:
+        """Heed signals again.
+
+        Raises:
+            Ended: one came meanwhile, or before.
+        """
+        self._held = False
+        self.check()
 
     def check(self) -> None:
         """Raise again what a signal raised where it could not be passed on, as in a destructor.
@@ -46,10 +55,10 @@ class EndingSignals:
         Raises:
             Ended: a signal has come.
         """
-        if self._received is not None:
+        if self._received is not None and not self._held:
             raise Ended(self._received.name)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        self.ignore()
-        self._received = signal.Signals(number)
-        self.check()
+        if self._received is None:
+            self._received = signal.Signals(number)
+            self.check()

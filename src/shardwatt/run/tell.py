@@ -14,7 +14,7 @@ PERIOD_S = 1.0
 
 
 class Teller:
-    """Writes the progress file about once a second until the process ends.
+    """Writes the progress file about once a second until it is stopped or the process ends.
 
     Attributes:
         generated_tokens: in this stage so far; whoever counts adds to it.
@@ -26,6 +26,7 @@ class Teller:
         self.prompts_done = 0
         self._work = work
         self._stage: tuple[Stage, float] = ("load", time.monotonic())
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         threading.Thread(target=self._tell, name="teller", daemon=True).start()
@@ -33,8 +34,11 @@ class Teller:
     def begin(self, stage: Stage) -> None:
         self._stage = (stage, time.monotonic())
 
+    def stop(self) -> None:
+        self._stopped.set()
+
     def _tell(self) -> None:
-        while True:
+        while not self._stopped.is_set():
             stage, since_s = self._stage
             progress = Progress(
                 stage=stage,
@@ -45,4 +49,4 @@ class Teller:
             # A display that cannot be written ends no cell.
             with contextlib.suppress(OSError):
                 write_progress(self._work, progress)
-            time.sleep(PERIOD_S)
+            self._stopped.wait(PERIOD_S)

@@ -9,8 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
+from shardwatt.errors import CellFailure, storage_failure
+
 #: Says on which node the attempt runs; locked for as long as its supervisor lives.
 OWNER_FILE = "owner"
+
+#: Bytes written to find out whether the disk is full.
+_PROBE_BYTES = 64 * 1024
 
 
 class WorkFolder:
@@ -38,6 +43,14 @@ class WorkFolder:
             shutil.rmtree(self.path, ignore_errors=True)
             raise
 
+    def empty(self) -> None:
+        """Remove what is in the folder, but for the mark of its owner."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != OWNER_FILE:
+                path.unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
         # Closed first: NFS keeps open files, and then their folder, alive.
@@ -58,6 +71,37 @@ def remove_abandoned(parent: Path) -> list[Path]:
     for folder in abandoned:
         shutil.rmtree(folder, ignore_errors=True)
     return abandoned
+
+
+def remove_of_job(parent: Path, job_id: str) -> list[Path]:
+    """Remove the work folders of a job none of whose processes may write a result any more, on any node.
+
+    Args:
+        parent: where work folders lie.
+        job_id: the job's; folders carry it before their last part.
+
+    Returns:
+        What was removed.
+    """
+    left = [
+        folder
+        for begin in ("ranks", "[0-9a-f]" * 16)
+        for folder in sorted(parent.glob(f"{begin}-{job_id}-*"))
+    ]
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    return left
+
+
+def cannot_write(folder: Path) -> CellFailure | None:
+    """Whether a program may have ended without a word because there is no space left for one."""
+    probe = folder / "probe"
+    try:
+        probe.write_bytes(bytes(_PROBE_BYTES))
+        probe.unlink()
+    except OSError as problem:
+        return storage_failure(problem)
+    return None
 
 
 def _is_abandoned(owner: Path) -> bool:

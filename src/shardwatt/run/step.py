@@ -1,0 +1,83 @@
+"""A program beside the supervisor that ends when its standard input does: srun, or a sampler here."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from shardwatt.errors import CellFailure, Reason
+from shardwatt.slurm import environment
+
+#: Time in s that a program gets to end once it was told to; Slurm kills what is left with the job.
+_KILL_S = 10.0
+
+#: Lines of a program's output that a message quotes.
+_QUOTED_LINES = 3
+
+
+class Step:
+    """A running program, srun or another; it sees the end of its standard input when it is to end, or we
+    are gone.
+
+    srun passes standard input, and its end, to every task on every node.
+
+    Args:
+        words: the program and its arguments.
+        log: what it, and tasks without a log of their own, print.
+
+    Raises:
+        CellFailure: CONFIGURATION, there is no such program.
+    """
+
+    def __init__(self, words: Sequence[str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as stream:
+            try:
+                self._process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.PIPE,
+                    stdout=stream,
+                    stderr=stream,
+                    env=environment(),
+                    # A Ctrl-C at the terminal is the supervisor's to answer.
+                    start_new_session=True,
+                )
+            except FileNotFoundError:
+                raise CellFailure(
+                    Reason.CONFIGURATION,
+                    f"{words[0]} is not on PATH; a site with launcher `slurm` runs its cells in Slurm jobs",
+                ) from None
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code, of srun the highest of its tasks'; None while it runs."""
+        return self._process.poll()
+
+    def said(self) -> str:
+        """All that it and its tasks printed."""
+        return self.log.read_text(errors="replace").strip()
+
+    def end(self, ask_s: float) -> bool:
+        """End it: close its standard input, wait for so long, then kill it; whether it ended by itself."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(ask_s)
+            return True
+        except subprocess.TimeoutExpired:
+            pass
+        # srun kills its tasks when it is told to end.
+        self._process.terminate()
+        try:
+            self._process.wait(_KILL_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        return False
+
+
+def own_words(said: str) -> str:
+    """The last lines that a program printed, without srun's news of its tasks."""
+    own = [line.strip() for line in said.splitlines() if line.strip() and "srun: " not in line]
+    return "; ".join(own[-_QUOTED_LINES:])

@@ -1,0 +1,136 @@
+"""Guards jobs of several cells: which cells share one, and that it asks for what a job of one would."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from executor_words import sbatch_words
+from shardwatt.cell import Cell
+from shardwatt.models import ModelError
+from shardwatt.run.together import SharedJob, shared_jobs
+from shardwatt.site import Site
+from slurm_site import V100, slurm_cell, slurm_site
+from small_project import make_checkpoint, make_root, write_yaml
+
+#: Short options as the executor writes them, by what they mean.
+LONG = {"-p": "--partition", "-t": "--time", "-C": "--constraint", "-A": "--account"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project whose models lie in the folder `models` of the same root, in 2 and 8 shards."""
+    make_root(tmp_path)
+    for shards in (2, 8):
+        make_checkpoint(tmp_path / "models" / "llama-65b" / f"shards-{shards}", shards)
+    return tmp_path
+
+
+def site_of(root: Path, words: dict[str, object] | None = None) -> Site:
+    return slurm_site(words).model_copy(update={"models": root / "models"})
+
+
+def batches(cell: Cell, *sizes: int) -> list[Cell]:
+    return [replace(cell, batch=size) for size in sizes]
+
+
+def executors_words(site: Site, cell: Cell) -> dict[str, str]:
+    """What the executor asks of Slurm for a cell, by option; short options by their long names."""
+    words = iter(sbatch_words(site, cell))
+    found = {}
+    for word in words:
+        if word in LONG or word == "--mem":
+            found[LONG.get(word, word)] = next(words)
+        else:
+            name, _, value = word.partition("=")
+            found[name] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "cell"),
+    [
+        (V100, slurm_cell(1)),
+        (V100, slurm_cell(8)),
+        ({**V100, "exclusive": False, "account": "me", "qos": "long"}, slurm_cell(2)),
+        ({"gres": "gpu", "constraint": "a100&nvlink"}, slurm_cell(4)),
+        ({"constraint": "a100"}, slurm_cell(4)),
+        (V100, slurm_cell(6, "cpu")),
+        ({**V100, "extra": ["--reservation=paper", "--nice=10"]}, slurm_cell(1)),
+    ],
+)
+def test_it_asks_for_what_the_executor_would_ask_for_one_cell(words: dict[str, object], cell: Cell) -> None:
+    site = slurm_site(words)
+    own = SharedJob((cell, replace(cell, batch=1)), 777).sbatch_words(site, "paper", Path("/logs"))
+    assert own[0] == "sbatch"
+    found = {name: value for name, _, value in (word.partition("=") for word in own[1:])}
+    expected = executors_words(site, cell)
+    # The time is that of all cells. A job that Slurm starts again would run all of them again.
+    del expected["--time"]
+    assert found.pop("--time") == "777"
+    assert expected.pop("--requeue") == found.pop("--no-requeue") == ""
+    for name in ("--parsable", "--job-name", "--comment", "--output", "--export"):
+        del found[name]
+    assert found == expected
+
+
+def test_only_cells_that_need_the_same_ranks_share_a_job(root: Path) -> None:
+    eight, two = slurm_cell(8), slurm_cell(2)
+    other = replace(eight, precision="bf16")
+    jobs = shared_jobs(
+        root, site_of(root), [*batches(eight, 1, 2), *batches(two, 1, 2), other, *batches(eight, 4)], 8
+    )
+    assert [job.cells for job in jobs] == [
+        tuple(batches(eight, 1, 2, 4)),
+        tuple(batches(two, 1, 2)),
+        (other,),
+    ]
+
+
+def test_data_set_length_and_repeat_may_differ_in_a_job(root: Path) -> None:
+    cell = slurm_cell(8)
+    alike = [cell, replace(cell, dataset="alpaca"), replace(cell, length=16), replace(cell, repeat=2)]
+    (job,) = shared_jobs(root, site_of(root, {**V100, "runtime_max_min": None}), alike, 8)
+    assert job.cells == tuple(alike)
+
+
+def test_a_job_has_the_time_of_all_its_cells_and_no_more_of_them_than_wanted(root: Path) -> None:
+    site = site_of(root, {**V100, "runtime_max_min": None})
+    jobs = shared_jobs(root, site, batches(slurm_cell(8), 1, 2, 4, 8, 16), 2)
+    assert [len(job.cells) for job in jobs] == [2, 2, 1]
+    assert [job.runtime_min for job in jobs] == [120, 120, 60]
+
+
+def test_no_job_is_longer_than_its_partition_allows(root: Path) -> None:
+    """V100: an hour a cell, at most 200 minutes a job."""
+    jobs = shared_jobs(root, site_of(root), batches(slurm_cell(8), 1, 2, 4, 8), 8)
+    assert [(len(job.cells), job.runtime_min) for job in jobs] == [(3, 180), (1, 60)]
+
+
+def test_a_model_that_is_not_made_yet_is_named_with_the_command_that_makes_it(root: Path) -> None:
+    recipe = {
+        "about": "a test",
+        "dim": 32,
+        "n_layers": 1,
+        "n_heads": 4,
+        "mean_response_tokens": 4,
+        "shards": [2],
+    }
+    write_yaml(root / "config" / "models" / "tiny.yaml", recipe)
+    folder = root / "models" / "tiny" / "shards-2"
+    with pytest.raises(ModelError, match=rf"make it first: snakemake --profile profiles/slurm {folder}$"):
+        shared_jobs(root, site_of(root), [replace(slurm_cell(2), model="tiny")], 8)
+
+
+def test_the_script_runs_all_cells_in_order_whatever_the_folders_are_called() -> None:
+    cells = tuple(batches(slurm_cell(8), 2, 4))
+    script = SharedJob(cells, 120).script("/my env/bin/python", "paper")
+    first, command = script.splitlines()
+    assert first == "#!/bin/sh"
+    assert shlex.split(command) == [
+        *("exec", "/my env/bin/python", "-m", "shardwatt", "run-cell", "paper"),
+        *(cell.path for cell in cells),
+    ]
