@@ -15,11 +15,11 @@ BIN := .venv/bin
 ENVIRONMENT := constraints.txt pyproject.toml scripts/create-env.sh
 DEMO := results/demo
 
-.PHONY: help env demo test lint unit workflow schemas constraints clean
+.PHONY: help env demo test lint unit workflow slurm slurm-cluster schemas constraints clean
 
 help: ## list the targets
 	@echo "Targets:"
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
 	@echo
 	@echo "Variables:"
 	@echo "  PYTHON=…          the interpreter to make .venv from, 3.11 or newer (now: $(PYTHON))"
@@ -45,7 +45,7 @@ demo: .venv/installed ## run the study `demo` on this machine's processor, up to
 	@echo "  tables     $(DEMO)/tables/ (CSV, Markdown, LaTeX)"
 	@echo "  all cells  $(DEMO)/cells.csv and cells.parquet"
 
-test: lint unit workflow ## run every check and test
+test: lint unit workflow slurm ## run every check and test
 
 lint: .venv/installed-dev ## run the checks that run nothing: style, types, rules
 	@echo "== ruff check"
@@ -58,6 +58,7 @@ lint: .venv/installed-dev ## run the checks that run nothing: style, types, rule
 	@$(BIN)/snakefmt --check Snakefile workflow/rules
 	@echo "== snakemake --lint"
 	@$(BIN)/python -m snakemake --profile profiles/local --lint
+	@$(BIN)/python -m snakemake --profile profiles/slurm --lint
 
 unit: .venv/installed-dev ## run the unit tests
 	@echo "== unit tests"
@@ -65,7 +66,14 @@ unit: .venv/installed-dev ## run the unit tests
 
 workflow: .venv/installed-dev ## run whole workflows of a tiny study
 	@echo "== workflow tests"
-	@$(BIN)/python -m pytest tests/workflow
+	@$(BIN)/python -m pytest tests/workflow -n 2
+
+slurm-cluster: .venv/installed ## start a Slurm cluster on this machine to try the pipeline on; Ctrl-C stops it
+	@PYTHONPATH=tests $(BIN)/python -m slurm_cluster
+
+slurm: .venv/installed-dev ## run cells and drills on a real Slurm cluster that this starts; needs root
+	@echo "== Slurm tests"
+	@$(BIN)/python -m pytest tests/slurm -n 6 --dist loadfile --durations=15
 
 schemas: .venv/installed ## write the JSON schemas in workflow/schemas anew from the models
 	@$(BIN)/python -m shardwatt schemas

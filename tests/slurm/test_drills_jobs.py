@@ -1,0 +1,90 @@
+"""Cells of one run, each ended in its own way: every one told by its reason, and only those run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from slurm_project import TALKATIVE, TALKATIVE_LENGTH, SlurmProject, crawl, gpu_type, run_freely
+
+pytestmark = pytest.mark.slurm
+
+#: Cells of two ranks on two nodes, by what strikes them.
+STRUCK = ["killed", "stopped", "cut-off", "cancelled", "orphaned"]
+#: Jobs that never start.
+UNSTARTED = {
+    "held": gpu_type("v100", extra=["--hold"]),
+    "rejected": gpu_type("nowhere", gres="gpu:v100"),
+}
+GPUS = {name: gpu_type("v100") for name in ["good", *STRUCK]}
+
+
+def test_each_ending_has_its_reason_and_is_run_again_alone(
+    make_slurm_project: Callable[[int], SlurmProject],
+) -> None:
+    project = make_slurm_project(2 * len(STRUCK) + 1)
+    cluster = project.cluster
+    nodes = cluster.layout.node_names()
+    project.write_site(GPUS | UNSTARTED)
+    single = project.block(gpu=["good", *UNSTARTED], shards=1, batch=1, length=4)
+    pairs = project.block(gpu=STRUCK, shards=2, batch=1, length=TALKATIVE_LENGTH)
+    project.write_study(**TALKATIVE, matrix=[*single, *pairs])
+    cells = {paths.cell.gpu: paths for paths in project.cells()}
+    targets = [paths.target for paths in cells.values()]
+    crawl(cluster, nodes)
+    run = project.start("--retries", "0", *targets)
+
+    project.await_run(cells["killed"])
+    killed = project.signal_rank(cells["killed"], 1, "KILL")
+    project.await_run(cells["stopped"])
+    project.signal_rank(cells["stopped"], 1, "STOP")
+    project.await_run(cells["cut-off"])
+    cut_off = project.rank(cells["cut-off"], 1).node
+    cluster.node(cut_off).cut_off()
+    project.await_run(cells["cancelled"])
+    cluster.run("scancel", project.job(cells["cancelled"]))
+    project.await_run(cells["orphaned"])
+    (orphan,) = project.attempts(cells["orphaned"])
+    project.signal(orphan.node, orphan.pid, "KILL")
+    cluster.run("scancel", project.job(cells["held"]))
+    project.await_told(cells["cut-off"], 0)
+    cluster.node(cut_off).reconnect()
+
+    assert run.ended() == 1, run.output
+    assert "invalid partition specified: nowhere" in run.output
+    assert project.told() == {
+        "good": ("ok", None),
+        "killed": ("failed", "rank_died"),
+        "stopped": ("failed", "collective_timeout"),
+        "cut-off": ("failed", "collective_timeout"),
+        "cancelled": ("failed", "cancelled"),
+        "orphaned": ("failed", "supervisor_died"),
+        "held": ("missing", "not_run"),
+        "rejected": ("missing", "not_run"),
+    }
+    project.assert_nothing_left()
+    failures = {name: project.failure(cells[name]) for name in STRUCK}
+    for name, failure in failures.items():
+        (attempt,) = project.attempts(cells[name])
+        assert (attempt.job_id, attempt.reason) == (failure.job_id, str(failure.reason))
+        assert failure.log_tail
+    failure = failures["killed"]
+    assert (failure.rank, failure.node, failure.exit_code) == (1, killed.node, -9)
+    assert failure.node != project.attempts(cells["killed"])[0].node
+    assert failure.log.endswith("rank-1.log")
+    assert "rank 1 had not ended" in failures["stopped"].message
+    assert "did not answer in time" in failures["cut-off"].message
+    assert failures["cancelled"].slurm_state == "CANCELLED"
+    # Its job was not killed: Snakemake's step saw it end.
+    assert failures["orphaned"].exit_code == 1
+    assert failures["orphaned"].slurm_state == "FAILED"
+
+    project.write_site(GPUS | dict.fromkeys(UNSTARTED, gpu_type("v100")))
+    run_freely(cluster, nodes)
+    assert project.planned(*targets) == {"cell": len(cells) - 1}
+    again = project.start(*targets)
+    assert again.ended() == 0, again.output
+    assert set(project.told().values()) == {("ok", None)}
+    assert len(project.jobs(cells["good"])) == 1
+    project.assert_nothing_left()

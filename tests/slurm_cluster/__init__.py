@@ -1,0 +1,8 @@
+"""A real Slurm cluster of several nodes on one machine, for tests and for trying the pipeline out."""
+
+from __future__ import annotations
+
+from slurm_cluster.cluster import Cluster
+from slurm_cluster.layout import DEFAULT_GROUPS, ClusterError, NodeGroup
+
+__all__ = ["DEFAULT_GROUPS", "Cluster", "ClusterError", "NodeGroup"]
