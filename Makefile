@@ -73,7 +73,7 @@ slurm-cluster: .venv/installed ## start a Slurm cluster on this machine to try t
 
 slurm: .venv/installed-dev ## run cells and drills on a real Slurm cluster that this starts; needs root
 	@echo "== Slurm tests"
-	@$(BIN)/python -m pytest tests/slurm -n 6 --dist loadfile --durations=15
+	@$(BIN)/python -m pytest tests/slurm -n 5 --dist loadfile --durations=15
 
 schemas: .venv/installed ## write the JSON schemas in workflow/schemas anew from the models
 	@$(BIN)/python -m shardwatt schemas
