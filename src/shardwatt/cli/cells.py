@@ -12,12 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shardwatt.analysis.live import with_live_attempts
-from shardwatt.analysis.survey import REFUSED, CellState, State, survey
+from shardwatt.analysis.survey import REFUSED, CellState, State
 from shardwatt.cell import AXES
 from shardwatt.cli.filters import matcher, where_option
-from shardwatt.cli.leftovers import jobs_and_ends
 from shardwatt.cli.options import Place, place_options
+from shardwatt.cli.states import states_now
 from shardwatt.layout import CELL_FILES
 
 _COLOURS = {
@@ -71,19 +70,7 @@ def cells(
     """List the cells of a STUDY: outcome, reason, log, and the target that reruns each."""
     is_meant = matcher(filters)
     all_cells = place.cells(study)
-    known = place.identities(all_cells)
-    constants = place.study(study).constants
-    jobs = jobs_and_ends(place, study, all_cells)
-    found = survey(
-        place.base,
-        study,
-        all_cells,
-        constants,
-        model_fingerprints=known.model_fingerprints,
-        dataset_hashes=known.dataset_hashes,
-        deep=deep,
-    )
-    found = with_live_attempts(place.base, study, found, jobs, prompts=constants.prompts)
+    found = states_now(place, study, all_cells, deep=deep)
     shown = [state for state in found if (not outcomes or state.state in outcomes) and is_meant(state.cell)]
     if style == "targets":
         for state in shown:

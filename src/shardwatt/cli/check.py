@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from shardwatt.cli.options import find_root
+from shardwatt.cli.options import find_root, root_option, site_option
 from shardwatt.errors import SiteError, suggestion
 from shardwatt.site import load_site
 from shardwatt.yamlfile import read_mapping
@@ -17,20 +17,8 @@ _WIDEST = max(map(len, _COLOURS))
 
 
 @click.command("check-site")
-@click.option(
-    "--root",
-    envvar="SHARDWATT_ROOT",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="The project's folder; default: the nearest one upwards.",
-)
-@click.option(
-    "--site",
-    "site_files",
-    envvar="SHARDWATT_SITE",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A site file; may be given several times. Default: profiles/slurm/site.yaml.",
-)
+@root_option
+@site_option("profiles/slurm/site.yaml")
 @click.option("--gpu", "only", help="Only this GPU type of the site.")
 def check_site(root: Path | None, site_files: tuple[Path, ...], only: str | None) -> None:
     """Compare a site's file with what Slurm says, and its environments with its GPUs.

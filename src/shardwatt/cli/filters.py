@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 import click
 
 from shardwatt.cell import AXES, Cell
+from shardwatt.cli.options import Command
 from shardwatt.errors import ShardwattError, suggestion
-
-Command = Callable[..., None]
 
 where_option: Callable[[Command], Command] = click.option(
     "--where",

@@ -45,22 +45,15 @@ def jobs_and_ends(place: Place, study: str, cells: Sequence[Cell]) -> list[Slurm
 @place_options
 def wait_for_job(place: Place, study: str, cell: str, numbers: str, period_s: float) -> None:
     """Wait until jobs of an earlier run have ended that run a CELL of a STUDY (Snakemake calls this)."""
-    from shardwatt.analysis.survey import State, survey
+    from shardwatt.analysis.survey import State
+    from shardwatt.cli.states import states_on_disk
 
     for number in numbers.split(","):
         log.info("waiting for job %s, which runs %s", number, cell)
         _wait(number, period_s)
     asked = Cell.parse(cell)
     jobs_and_ends(place, study, [asked])
-    known = place.identities([asked])
-    (found,) = survey(
-        place.base,
-        study,
-        [asked],
-        place.study(study).constants,
-        model_fingerprints=known.model_fingerprints,
-        dataset_hashes=known.dataset_hashes,
-    )
+    (found,) = states_on_disk(place, study, [asked])
     if found.state in (State.OK, State.DOES_NOT_FIT):
         log.info("job %s has ended: %s", numbers, found.state)
         return

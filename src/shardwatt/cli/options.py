@@ -17,6 +17,8 @@ from shardwatt.matrix import expand
 from shardwatt.site import Site, load_site
 from shardwatt.study import Study, load_study
 
+Command = Callable[..., None]
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -60,23 +62,31 @@ def find_root() -> Path:
     )
 
 
-def place_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --root and --site, and pass it the Place they stand for."""
+root_option: Callable[[Command], Command] = click.option(
+    "--root",
+    envvar="SHARDWATT_ROOT",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="The project's folder; default: the nearest one upwards.",
+)
 
-    @click.option(
-        "--root",
-        envvar="SHARDWATT_ROOT",
-        type=click.Path(path_type=Path, file_okay=False, exists=True),
-        help="The project's folder; default: the nearest one upwards.",
-    )
-    @click.option(
+
+def site_option(default: str) -> Callable[[Command], Command]:
+    """The option --site, which says what a command takes without it."""
+    return click.option(
         "--site",
         "site_files",
         envvar="SHARDWATT_SITE",
         multiple=True,
         type=click.Path(path_type=Path),
-        help="A site file; may be given several times. Default: profiles/local/site.yaml.",
+        help=f"A site file; may be given several times. Default: {default}.",
     )
+
+
+def place_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --root and --site, and pass it the Place they stand for."""
+
+    @root_option
+    @site_option("profiles/local/site.yaml")
     def with_place(root: Path | None, site_files: tuple[Path, ...], **options: Any) -> None:
         root = (root or find_root()).resolve()
         files = list(site_files) or [root / "profiles" / "local" / "site.yaml"]

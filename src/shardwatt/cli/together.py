@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from shardwatt.cli.filters import matcher, where_option
-from shardwatt.cli.leftovers import jobs_and_ends
 from shardwatt.cli.options import Place, place_options
 from shardwatt.dag import command_environment
 from shardwatt.errors import ShardwattError
@@ -30,8 +29,8 @@ def run_together(
 
     Start Snakemake afterwards: it waits for these jobs and makes the report.
     """
-    from shardwatt.analysis.live import with_live_attempts
-    from shardwatt.analysis.survey import State, survey
+    from shardwatt.analysis.survey import State
+    from shardwatt.cli.states import states_now
     from shardwatt.resources import budget
     from shardwatt.run.together import shared_jobs, submit_together
 
@@ -42,18 +41,7 @@ def run_together(
         )
     is_meant = matcher(filters)
     cells = [cell for cell in place.cells(study) if is_meant(cell)]
-    known = place.identities(cells)
-    constants = place.study(study).constants
-    jobs = jobs_and_ends(place, study, cells)
-    states = survey(
-        place.base,
-        study,
-        cells,
-        constants,
-        model_fingerprints=known.model_fingerprints,
-        dataset_hashes=known.dataset_hashes,
-    )
-    states = with_live_attempts(place.base, study, states, jobs, prompts=constants.prompts)
+    states = states_now(place, study, cells)
     missing = [state.cell for state in states if state.state in (State.MISSING, State.FAILED)]
     shared = shared_jobs(place.root, place.site, missing, cells_per_job)
     agreed = budget(place.site, [(study, cell) for cell in missing], place.site.max_gpu_hours)

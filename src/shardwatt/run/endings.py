@@ -25,7 +25,7 @@ TAIL_LINES = 20
 UNKNOWN = "UNKNOWN"
 
 #: What a supervisor saw that may have been Slurm's doing.
-_MAY_BE_SLURMS = frozenset(
+MAY_BE_SLURMS = frozenset(
     {Reason.CANCELLED, Reason.RANK_DIED, Reason.COLLECTIVE_TIMEOUT, Reason.METER_UNAVAILABLE}
 )
 
@@ -171,7 +171,7 @@ def _exit_code(job: SlurmJob | None) -> int | None:
 def _doubtful(paths: CellPaths) -> Failure | None:
     """A cell's failure, if Slurm may know a better reason and was not asked since."""
     failure = _failure(paths)
-    if failure is None or failure.reason not in _MAY_BE_SLURMS or failure.slurm_state is not None:
+    if failure is None or failure.reason not in MAY_BE_SLURMS or failure.slurm_state is not None:
         return None
     return failure if is_job_id(failure.job_id) else None
 

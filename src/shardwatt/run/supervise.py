@@ -22,7 +22,7 @@ from shardwatt.run.assemble import assemble, assemble_does_not_fit, keep_partial
 from shardwatt.run.attempt import OpenAttempt
 from shardwatt.run.commit import alone, put_in_place, valid_record
 from shardwatt.run.crew import Crew, sampler_words
-from shardwatt.run.endings import settle
+from shardwatt.run.endings import MAY_BE_SLURMS, settle
 from shardwatt.run.exchange import RUN_FILE, RankEnd, RunReport
 from shardwatt.run.job import Job, plan_job
 from shardwatt.run.meters import Samplers
@@ -36,11 +36,6 @@ from shardwatt.study import Study
 
 #: After these nothing more is begun in the same allocation.
 _ENDS_ALL = frozenset({Reason.CANCELLED, Reason.TIME_LIMIT, Reason.PREEMPTED, Reason.NODE_FAIL})
-
-#: What a rank that goes away looks like, whatever took it; Slurm may know what that was.
-_MAY_BE_SLURMS = frozenset(
-    {Reason.CANCELLED, Reason.RANK_DIED, Reason.COLLECTIVE_TIMEOUT, Reason.METER_UNAVAILABLE}
-)
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +142,7 @@ def _told_by_slurm(allocation: Allocation | None) -> Iterator[None]:
             raise
         raise allocation.why_ended(f"ended by {problem}") from None
     except CellFailure as failure:
-        if allocation is None or failure.reason not in _MAY_BE_SLURMS:
+        if allocation is None or failure.reason not in MAY_BE_SLURMS:
             raise
         raise allocation.explain(failure) from None
 

@@ -1,0 +1,32 @@
+"""What commands know of cells: from disk, and from Slurm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shardwatt.analysis.live import with_live_attempts
+from shardwatt.analysis.survey import CellState, survey
+from shardwatt.cell import Cell
+from shardwatt.cli.leftovers import jobs_and_ends
+from shardwatt.cli.options import Place
+
+
+def states_on_disk(place: Place, study: str, cells: Sequence[Cell], *, deep: bool = False) -> list[CellState]:
+    """What there is of cells on disk, against the study, models and data as they are now."""
+    known = place.identities(cells)
+    return survey(
+        place.base,
+        study,
+        cells,
+        place.study(study).constants,
+        model_fingerprints=known.model_fingerprints,
+        dataset_hashes=known.dataset_hashes,
+        deep=deep,
+    )
+
+
+def states_now(place: Place, study: str, cells: Sequence[Cell], *, deep: bool = False) -> list[CellState]:
+    """The same after the ends of lost jobs are written down, and with what runs or waits."""
+    jobs = jobs_and_ends(place, study, cells)
+    states = states_on_disk(place, study, cells, deep=deep)
+    return with_live_attempts(place.base, study, states, jobs, prompts=place.study(study).constants.prompts)
