@@ -124,6 +124,21 @@ def test_a_signal_ends_the_cell_cleanly(project: Project, number: signal.Signals
     assert_nothing_left(project, paths, started)
 
 
+def test_an_interrupt_that_the_ranks_launcher_sees_first_is_no_traceback(project: Project) -> None:
+    process, paths = start_endless(project, shards=1)
+    started = psutil.Process(process.pid).children(recursive=True)
+    # The terminal interrupts the whole group, and on a busy machine the supervisor runs last.
+    process.send_signal(signal.SIGSTOP)
+    for _ in range(3):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert_nothing_left(project, paths, started)
+
+
 def test_a_signal_before_the_ranks_start_is_written_down(project: Project) -> None:
     paths = project.cells()[0]
     process = subprocess.Popen(

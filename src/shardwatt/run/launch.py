@@ -108,7 +108,19 @@ def launch_local(work: Path, *, ranks: int) -> LocalRanks:
     executor = submitit.LocalExecutor(folder=_submitit_folder(work))
     # Which GPU a rank has is worked out by itself: submitit knows indices only, no UUIDs.
     executor.update_parameters(tasks_per_node=ranks, timeout_min=_NO_TIMEOUT_MIN)
-    return LocalRanks(executor.submit(rank.main, str(work)), ranks, work)
+    return LocalRanks(_submitted(executor, work), ranks, work)
+
+
+def _submitted(executor: submitit.LocalExecutor, work: Path) -> submitit.Job[None]:
+    """Start submitit's controller and its ranks deaf to SIGINT: a Ctrl-C is the supervisor's to answer.
+
+    A blocked signal stays blocked in processes started meanwhile; here it arrives afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return executor.submit(rank.main, str(work))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _submitit_folder(work: Path) -> Path:
