@@ -15,7 +15,8 @@ from pathlib import Path
 
 from measuring import Cost, cost, interleave, machine, positive, spread, table
 from shardwatt.layout import CellPaths
-from shardwatt.records import Record, Timings, read
+from shardwatt.recordfiles import read
+from shardwatt.records import Record, Timings
 from workflow_project import Project, copy_project
 
 STUDY = "tiny"

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from measuring import Cost, interleave, machine, positive, ratios, spread, table
 from shardwatt.layout import CellPaths
-from shardwatt.records import Record, read
+from shardwatt.recordfiles import read
+from shardwatt.records import Record
 from slurm_measuring import GPU, Watched, cluster_project, in_place_s, slurm_command, watch
 from slurm_project import SlurmProject
 from workflow_project import Project

@@ -14,7 +14,8 @@ from measuring import machine, positive, spread, table
 from shardwatt.attempts import Attempt
 from shardwatt.layout import CellPaths
 from shardwatt.leftovers import attempts_of
-from shardwatt.records import Record, read
+from shardwatt.recordfiles import read
+from shardwatt.records import Record
 from slurm_measuring import GPU, cluster_project, in_place_s, slurm_command, watch
 from slurm_project import SlurmProject
 

@@ -20,7 +20,7 @@ from shardwatt.cell import Cell
 from shardwatt.layout import CellPaths
 from shardwatt.leftovers import attempts_of, comment_of
 from shardwatt.matrix import expand
-from shardwatt.records import read
+from shardwatt.recordfiles import read
 from shardwatt.run.exchange import Progress, RankStart, rank_end_file, rank_start_file, read_progress
 from shardwatt.site import load_site
 from shardwatt.study import load_study

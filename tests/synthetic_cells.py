@@ -1,13 +1,13 @@
 """Cells of made-up numbers, written through the project's own writers; for tests and benchmarks.
 
 The numbers follow simple laws, so that tests can work them out by hand:
-a batch lasts `batch_s`, draws `power_w` per device, and answers each prompt with `length // 2` tokens.
+a batch lasts `batch_s`, draws `power_w` per device, and answers each prompt with `length // 2` tokens;
+what the meters say is in synthetic_energy.py.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,27 +17,17 @@ from shardwatt.cell import Cell
 from shardwatt.cellfiles import write_table
 from shardwatt.errors import Reason
 from shardwatt.layout import CellPaths
-from shardwatt.records import (
-    CellRecord,
-    Counts,
-    Coverage,
-    Device,
-    Energy,
-    Inputs,
-    Mean,
-    Memory,
-    Method,
-    Outcome,
-    Provenance,
-    Reading,
-    Record,
-    Scope,
-    Status,
-    Timings,
-    Utilisation,
-    write,
-)
+from shardwatt.recordfiles import write
+from shardwatt.records import CellRecord, Counts, Inputs, Memory, Outcome, Provenance, Record, Timings
 from shardwatt.study import Constants
+from synthetic_energy import (
+    EnergyNumbers,
+    device_power_w,
+    devices_of,
+    energy_of,
+    node_names,
+    power_cap_of,
+)
 
 STUDY = "synthetic"
 CONSTANTS = Constants(prompts=20)
@@ -62,71 +52,28 @@ def make_cell(**axes: Any) -> Cell:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Numbers(EnergyNumbers):
     """What a made-up cell measures.
 
     Attributes:
         batch_s: duration of each batch in s; batch i takes (1 + i * `drift`) times that.
         between_s: time of the window outside the batches, in s.
-        power_w: power of each device in W; None where energy is unknown.
-        status: what the joules are worth.
         text: every response's text.
+        job_id: the job in which it ran.
+        was_loaded: whether its ranks had run another cell of the job before.
+        cool_down_s: time it waited for the devices to cool.
     """
 
     batch_s: float = 10.0
     drift: float = 0.0
     between_s: float = 1.0
-    power_w: float | None = 100.0
-    status: Status = Status.MEASURED
     text: str = "three plain words"
+    job_id: str = "17"
+    was_loaded: bool = False
+    cool_down_s: float | None = None
     model_fingerprint: str = "0123456789abcdef"
     dataset_sha256: str = "d" * 64
     commit: str | None = "0" * 40
-    utilisation: Utilisation = field(
-        default_factory=lambda: Utilisation(
-            sm_utilisation=Mean(mean=0.95, max=1.0),
-            memory_activity=Mean(mean=0.24, max=0.4),
-            memory_filled=Mean(mean=0.41, max=0.43),
-            cpu_utilisation=Mean(mean=None, max=None),
-        )
-    )
-
-
-def reading(joules: float | None, numbers: Numbers, cell: Cell, scope: Scope = Scope.ALL_NODES) -> Reading:
-    """A reading over all devices of a cell, two to a node; unavailable where joules are None."""
-    nodes = [f"node{index:03d}" for index in range(math.ceil(cell.shards / 2))]
-    devices = [
-        Device(node=nodes[rank // 2], index=rank % 2, name="Tesla V100", uuid=f"GPU-{rank}")
-        for rank in range(cell.shards)
-    ]
-    coverage = Coverage(
-        nodes=nodes,
-        nodes_expected=len(nodes),
-        devices=devices,
-        devices_expected=cell.shards,
-        samples=100 * cell.shards,
-        period_s=0.1,
-        max_gap_s=0.3,
-    )
-    estimated = numbers.status is Status.ESTIMATED
-    if joules is None:
-        return Reading(
-            joules=None,
-            method=None,
-            status=Status.UNAVAILABLE,
-            scope=scope,
-            coverage=coverage,
-            detail="no meter on this machine",
-        )
-    return Reading(
-        joules=joules,
-        method=Method.ESTIMATE if estimated else Method.NVML_COUNTER,
-        status=numbers.status,
-        scope=scope,
-        coverage=coverage,
-        uncertainty_j=None if estimated else 10.0,
-        detail="65 W TDP (data sheet) x CPU utilisation" if estimated else None,
-    )
 
 
 def write_ok(
@@ -136,7 +83,8 @@ def write_ok(
     n = numbers or Numbers()
     tokens, words = max(1, cell.length // 2), len(n.text.split(" "))
     sizes = [min(cell.batch, constants.prompts - start) for start in range(0, constants.prompts, cell.batch)]
-    power_w = None if n.power_w is None else n.power_w * cell.shards
+    powers_w = device_power_w(cell, n)
+    power_w = None if powers_w is None else sum(powers_w)
     batches: list[dict[str, Any]] = []
     now_s = 0.0
     for index, rows in enumerate(sizes):
@@ -164,17 +112,13 @@ def write_ok(
         now_s += lasted_s
     duration_s, total = now_s + n.between_s, constants.prompts
 
-    def joules_of(time_s: float) -> Reading:
-        return reading(None if power_w is None else power_w * time_s, n, cell)
-
-    window = joules_of(duration_s)
     record = Record(
         study=STUDY,
         cell=CellRecord.of(cell),
         constants=constants,
         constants_hash=constants.hash,
         outcome=Outcome.OK,
-        nodes=len(window.coverage.nodes),
+        nodes=len(node_names(cell)),
         timings=Timings(
             started_at=STARTED,
             ended_at=STARTED + timedelta(seconds=duration_s + 30),
@@ -187,6 +131,7 @@ def write_ok(
             rendezvous_s=1.0,
             load_s=5.0,
             warmup_s=2.0,
+            cool_down_s=n.cool_down_s,
         ),
         counts=Counts(
             prompts=total,
@@ -198,19 +143,12 @@ def write_ok(
             responses=total,
             batches=len(sizes),
         ),
-        energy=Energy(
-            window=window,
-            window_rank0_scaled=window.model_copy(update={"scope": Scope.RANK0_NODE_SCALED}),
-            prefill=joules_of(0.1 * now_s),
-            walk=joules_of(0.2 * now_s),
-            decode=joules_of(0.7 * now_s),
-            between=joules_of(n.between_s),
-            job=joules_of(1.5 * duration_s),
-        ),
+        energy=energy_of(cell, n, batches_s=now_s, between_s=n.between_s),
+        power_cap=power_cap_of(cell, n),
         utilisation=n.utilisation,
         memory=Memory(peak_memory_gib=13.5, planned_memory_gib=14.0),
         inputs=inputs(n),
-        provenance=provenance(window, n),
+        provenance=provenance(cell, n),
     )
     responses = [
         {
@@ -243,10 +181,10 @@ def write_does_not_fit(
         constants_hash=constants.hash,
         outcome=Outcome.DOES_NOT_FIT,
         reason="rank 0 asked for 2.00 GiB more than 32 GiB",
-        nodes=math.ceil(cell.shards / 2),
+        nodes=len(node_names(cell)),
         memory=Memory(peak_memory_gib=31.0, planned_memory_gib=40.0),
         inputs=inputs(n),
-        provenance=provenance(reading(None, n, cell), n),
+        provenance=provenance(cell, n),
     )
     _write(base, cell, record, [], [], [])
     return record
@@ -295,16 +233,18 @@ def inputs(numbers: Numbers) -> Inputs:
     )
 
 
-def provenance(window: Reading, numbers: Numbers) -> Provenance:
+def provenance(cell: Cell, numbers: Numbers) -> Provenance:
     """Where a made-up cell comes from."""
+    devices = devices_of(cell, numbers)
     return Provenance(
-        job_id="17",
+        job_id=numbers.job_id,
         site="testbed",
         launcher="local",
-        nodes=window.coverage.nodes,
-        ranks_per_node=min(2, len(window.coverage.devices)),
+        nodes=node_names(cell),
+        ranks_per_node=min(2, len(devices)),
         threads_per_rank=1,
-        device_names=[device.name for device in window.coverage.devices],
+        was_loaded=numbers.was_loaded,
+        device_names=[device.name for device in devices],
         commit=numbers.commit,
         commit_dirty=False,
         versions={"python": "3.11.2", "shardwatt": "0.1.0", "torch": "2.13.0"},

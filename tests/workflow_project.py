@@ -132,5 +132,7 @@ def copy_project(root: Path) -> Project:
     project.environment["SHARDWATT_MODELS"] = "models"
     project.environment.pop("SHARDWATT_ROOT", None)
     project.environment.pop("SHARDWATT_SITE", None)
+    # Whatever machine this is: processors are estimated, which takes no idle baselines.
+    project.environment["SHARDWATT_POWERCAP"] = str(root / "no-powercap")
     project.write_study()
     return project

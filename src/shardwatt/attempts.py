@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
 
 from shardwatt.errors import Reason
-from shardwatt.records import SCHEMA_VERSION, CellRecord, Outcome, RecordModel
+from shardwatt.recordfiles import SCHEMA_VERSION, RecordModel, SchemaVersion
+from shardwatt.records import CellRecord, Outcome
 
 
 class Failure(RecordModel):
     """The contents of failure.json: the last attempt that failed."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     study: str
     cell: CellRecord
     constants_hash: str
@@ -37,7 +37,7 @@ class Failure(RecordModel):
 class Attempt(RecordModel):
     """The contents of attempt-JOBID.json, written when a cell starts and again when it ends."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     job_id: str
     node: str
     pid: int
@@ -52,7 +52,7 @@ class Attempt(RecordModel):
 class Claim(RecordModel):
     """Which cells a job of several cells runs: logs/STUDY/together/JOBID.json."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     job_id: str
     cells: list[str]
     """Their paths, in the order in which they run."""

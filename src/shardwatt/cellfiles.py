@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shardwatt.errors import RecordError
-from shardwatt.records import SCHEMA_VERSION
+from shardwatt.recordfiles import SCHEMA_VERSION
 
 
 def _field(name: str, kind: pa.DataType, unit: str, *, nullable: bool = False) -> pa.Field:
@@ -58,13 +60,16 @@ POWER = _schema(
     _field("device", pa.int32(), "index on its node"),
     _field("uuid", pa.string(), "id", nullable=True),
     _field("power_w", pa.float64(), "W", nullable=True),
+    _field("power_average_w", pa.float64(), "W over the driver's own averaging time", nullable=True),
     _field("counter_j", pa.float64(), "J since the counter's own zero", nullable=True),
     _field("sm_utilisation", pa.float64(), "share", nullable=True),
     _field("memory_activity", pa.float64(), "share", nullable=True),
     _field("memory_filled", pa.float64(), "share", nullable=True),
     _field("cpu_utilisation", pa.float64(), "share", nullable=True),
     _field("clock_sm_mhz", pa.float64(), "MHz", nullable=True),
+    _field("clock_memory_mhz", pa.float64(), "MHz", nullable=True),
     _field("temperature_c", pa.float64(), "degrees Celsius", nullable=True),
+    _field("throttle_reasons", pa.int64(), "NVML's bits", nullable=True),
 )
 """power.parquet: a row a sample and device, over the whole job."""
 
@@ -73,6 +78,9 @@ SCHEMAS = {
     "batches.parquet": BATCHES,
     "power.parquet": POWER,
 }
+
+#: A column of a part: [rows], or one value for all of them.
+Column = npt.NDArray[np.float64] | str | int | None
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], form: str | None = None) -> None:
@@ -89,6 +97,36 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], form: str | None 
     table = pa.Table.from_pylist(list(rows), schema=schema)
     table.validate(full=True)
     pq.write_table(table, path, compression="zstd")
+
+
+def write_columns(path: Path, parts: Iterable[Mapping[str, Column]]) -> None:
+    """Write columns under the schema that belongs to the file's name, part after part: what is in memory
+    beside the caller's own arrays is one part.
+
+    Args:
+        path: where to.
+        parts: a column's name -> [rows], NaN for unknown, or one value for all rows of the part; every
+            column of the schema, and at least one array.
+
+    Raises:
+        pyarrow.ArrowInvalid: a part does not fit the schema; a defect of the caller.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    schema = SCHEMAS[path.name]
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for part in parts:
+            if set(part) != set(schema.names):
+                differing = ", ".join(sorted(set(part) ^ set(schema.names)))
+                raise pa.ArrowInvalid(f"{path.name} and its columns differ in {differing}")
+            (rows,) = {len(column) for column in part.values() if isinstance(column, np.ndarray)}
+            columns = [_array(part[field.name], field.type, rows) for field in schema]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def _array(column: Column, kind: pa.DataType, rows: int) -> pa.Array:
+    if isinstance(column, np.ndarray):
+        return pa.array(column, from_pandas=True).cast(kind)
+    return pa.repeat(pa.scalar(column, kind), rows)
 
 
 def read_table(path: Path) -> pa.Table:

@@ -11,7 +11,8 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def own_devices(gpu_type: GpuType, wanted: int, environment: Mapping[str, str]) -> list[str]:
-    """The job's own devices on this node, as CUDA_VISIBLE_DEVICES names them; empty for processors.
+    """The job's own devices on this node, as CUDA_VISIBLE_DEVICES names them; empty for processors that
+    are metered as such.
 
     Indices count in PCI bus order, as NVML's and Slurm's do. Slurm sets the variable where it hands out
     GPUs; without it all GPUs of the node are the job's.
@@ -24,7 +25,7 @@ def own_devices(gpu_type: GpuType, wanted: int, environment: Mapping[str, str]) 
     Raises:
         CellFailure: CONFIGURATION, fewer are visible than wanted.
     """
-    if gpu_type.kind == "cpu":
+    if not has_gpus(gpu_type):
         return []
     visible = environment.get(VISIBLE)
     found = [str(index) for index in range(gpu_type.per_node)]
@@ -37,6 +38,11 @@ def own_devices(gpu_type: GpuType, wanted: int, environment: Mapping[str, str]) 
             f"{wanted} ranks here, one GPU each; ask the scheduler for as many, or unset it",
         )
     return found[:wanted]
+
+
+def has_gpus(gpu_type: GpuType) -> bool:
+    """Whether cells of a type have GPUs: to compute on, or only metered (`kind: cpu` with `meter: nvml`)."""
+    return gpu_type.kind == "cuda" or gpu_type.meter == "nvml"
 
 
 def names(visible: str) -> list[str]:

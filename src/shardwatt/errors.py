@@ -46,6 +46,9 @@ class Reason(StrEnum):
     COLLECTIVE_TIMEOUT = "collective_timeout"
     RANKS_DISAGREE = "ranks_disagree"
     METER_UNAVAILABLE = "meter_unavailable"
+    NOT_MEASURED = "not_measured"
+    POWER_CAP_REFUSED = "power_cap_refused"
+    POWER_CAP_LOST = "power_cap_lost"
     CANCELLED = "cancelled"
     TIME_LIMIT = "time_limit"
     PREEMPTED = "preempted"
@@ -66,6 +69,8 @@ INCURABLE = frozenset(
         Reason.BAD_TOKENIZER,
         Reason.BAD_DATA,
         Reason.PROMPT_TOO_LONG,
+        Reason.NOT_MEASURED,
+        Reason.POWER_CAP_REFUSED,
     }
 )
 

@@ -33,6 +33,7 @@ class Kind(StrEnum):
     POWER_BY_SHARDS = "power-by-shards"  # figures 4 and 5
     ENERGY_PER_TOKEN = "energy-per-token"  # noqa: S105 - figures 6 and 7
     ENERGY_PER_RESPONSE = "energy-per-response"  # figures 8 and 9
+    RATIOS = "ratios"  # what the paper's accounting makes of the same energy
 
 
 #: Kinds that compare models and GPU types, each at its fewest shards.
@@ -47,7 +48,11 @@ TITLES = {
     Kind.POWER_BY_SHARDS: "Power by shards",
     Kind.ENERGY_PER_TOKEN: "Energy per output token",
     Kind.ENERGY_PER_RESPONSE: "Energy per response",
+    Kind.RATIOS: "Two accountings of the same energy",
 }
+
+#: GPU type of a cell that runs on processors.
+_PROCESSORS = "cpu"
 
 #: Axes of which a figure holds one value each; they enter its name where the study has several values.
 _CONDITIONS = ("engine", "precision", "cap")
@@ -71,6 +76,8 @@ class FigureSpec:
     def title(self) -> str:
         """One line that says what is shown, of what."""
         values = dict(self.fixed)
+        if self.kind is Kind.RATIOS:
+            return TITLES[self.kind]
         if self.kind in COMPARISONS:
             return f"{TITLES[self.kind]} by model and GPU type"
         return f"{TITLES[self.kind]}: {values['model']} on {values['gpu']}"
@@ -79,6 +86,8 @@ class FigureSpec:
     def conditions(self) -> str:
         """What all cells of the figure share, in words."""
         values = dict(self.fixed)
+        if self.kind is Kind.RATIOS:
+            return "every cell of the study that has them"
         words = []
         if "batch" in values:
             words.append(f"batch {values['batch']}")
@@ -98,7 +107,7 @@ def figures(cells: Iterable[Cell]) -> list[FigureSpec]:
 
     The comparisons take the batch size nearest 64 and the maximum length nearest 256 among those that
     most pairs of model and GPU type have. Engine, precision and cap enter a name where the study
-    varies them.
+    varies them. A study that runs on processors alone has no ratios: only an estimate is made there.
     """
     known = tuple(cells)
     varied = [axis for axis in _CONDITIONS if len({getattr(cell, axis) for cell in known}) > 1]
@@ -116,6 +125,8 @@ def figures(cells: Iterable[Cell]) -> list[FigureSpec]:
             own: dict[str, AxisValue] = {"model": model, "gpu": gpu, "length": at_length}
             parts = [_name_part(axis, value) for axis, value in own.items()]
             specs.extend(_spec(kind, parts, {**own, **shared}, ending) for kind in SCALINGS)
+    if any(cell.gpu != _PROCESSORS for cell in known):
+        specs.append(_spec(Kind.RATIOS, [], {}, []))
     return sorted(specs, key=lambda spec: list(Kind).index(spec.kind))
 
 

@@ -18,7 +18,7 @@ from shardwatt.cell import Cell
 from shardwatt.dag import Planner
 from shardwatt.errors import RecordError, ShardwattError, SlurmError
 from shardwatt.layout import CellPaths, cell_target, claim_file
-from shardwatt.records import read
+from shardwatt.recordfiles import read
 from shardwatt.slurm import cancel, find_job, jobs_here
 from shardwatt.slurmjob import SlurmJob
 from shardwatt.study import study_names

@@ -10,6 +10,7 @@ from pathlib import Path
 from shardwatt.architectures import Architecture, ArchitectureError
 from shardwatt.cell import AXES, Cell
 from shardwatt.datasets import Catalogue, CatalogueError, load_catalogue
+from shardwatt.devices import has_gpus
 from shardwatt.errors import SiteError, StudyError, suggestion
 from shardwatt.jobshape import job_shape
 from shardwatt.models import ModelError, find_architecture, find_checkpoint
@@ -19,9 +20,6 @@ from shardwatt.study import Block, Study, study_file
 
 #: Inference loops that a cell can run.
 ENGINES = ("reference",)
-
-#: Power caps that a cell can run under: none is set yet, and a label alone would be a false record.
-CAPS = ("none",)
 
 
 def expand(root: Path, name: str, study: Study, site: Site, *, with_models: bool = True) -> tuple[Cell, ...]:
@@ -53,6 +51,7 @@ class _Expansion:
         ]
         self.architecture: Callable[[str], Architecture | None] = cache(self._architecture)
         self.check_layout: Callable[[str, str, int], None] = cache(self._check_layout)
+        self.check_cap: Callable[[str, str], None] = cache(self._check_cap)
 
     def cells(self) -> tuple[Cell, ...]:
         self._check_exclusions()
@@ -61,6 +60,7 @@ class _Expansion:
             self._check_names(index, block)
             for cell in self._product(index, block):
                 self.check_layout(cell.model, cell.gpu, cell.shards)
+                self.check_cap(cell.gpu, cell.cap)
                 found[cell] = None
         if not found:
             raise StudyError(f"{self.file}: exclude leaves no cell; expected at least one")
@@ -116,7 +116,6 @@ class _Expansion:
             ("engine", ENGINES),
             ("gpu", tuple(self.site.gpus)),
             ("dataset", tuple(self.catalogue.datasets)),
-            ("cap", CAPS),
         ):
             for value in map(str, getattr(block, axis)):
                 if value not in known:
@@ -158,6 +157,31 @@ class _Expansion:
                 find_checkpoint(self.root, self.site.models, model, shards)
         except (SiteError, ModelError, CatalogueError) as problem:
             raise StudyError(f"{self.file}: {problem}") from None
+
+    def _check_cap(self, gpu: str, cap: str) -> None:
+        """Check that the site can set a power limit: a cell that only carries its name would be false."""
+        if cap == "none":
+            return
+        gpu_type = self.site.gpus[gpu]
+        where = f"{self.file}: cap: {cap} on {gpu}"
+        if self.site.power_limits is None:
+            raise StudyError(
+                f"{where}: site '{self.site.name}' sets no power limits; use `none`, or say in the site's "
+                "key power_limits who sets them (docs/power-caps.md)"
+            )
+        if not has_gpus(gpu_type):
+            raise StudyError(
+                f"{where}: site '{self.site.name}' has processors there, which have no power limit to set; "
+                "use `none`, or a GPU type of kind `cuda`"
+            )
+        if gpu_type.power_limits_w is None:
+            return
+        least_w, most_w = gpu_type.power_limits_w
+        if not least_w <= int(cap) <= most_w:
+            raise StudyError(
+                f"{where}: one GPU takes {least_w:g} to {most_w:g} W at site '{self.site.name}' (its key "
+                f"gpus.{gpu}.power_limits_w); use a cap within that"
+            )
 
     def _excluded(self, chosen: Mapping[str, str | int]) -> bool:
         return any(

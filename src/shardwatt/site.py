@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from shardwatt.cell import AXIS_PATTERNS, NAME_WORDS
 from shardwatt.errors import SiteError
+from shardwatt.sitepower import Dcgm, PowerLimits
 from shardwatt.yamlfile import Form, StrictModel, parse_model, read_mapping
 
 GpuName = Annotated[str, Form(AXIS_PATTERNS["gpu"], NAME_WORDS)]
@@ -77,6 +78,12 @@ ShellLine = Annotated[str, AfterValidator(_one_line)]
 FOLDER_VARIABLES = {"models": "SHARDWATT_MODELS", "data": "SHARDWATT_DATA"}
 
 
+def _rising(limits_w: list[float]) -> list[float]:
+    if limits_w != sorted(limits_w):
+        raise ValueError("expected the lowest limit first")
+    return limits_w
+
+
 class SlurmWords(StrictModel):
     """What jobs ask of Slurm; a GPU type's own words replace the site's, key by key."""
 
@@ -133,18 +140,39 @@ class GpuType(StrictModel):
     """Devices in a node. For `cpu`: how many shards one machine may hold."""
     memory_gib: Annotated[float, Field(gt=0, strict=True)]
     """Memory of one device in GiB. For `cpu`: the machine's memory over `per_node`."""
+    meter: Literal["nvml", "rapl", "estimate"] | None = None
+    """Where the headline energy comes from; None: `nvml` for `cuda`; for `cpu` RAPL where it can be read,
+    otherwise an estimate. `nvml` with `cpu` reads the node's GPUs whatever the ranks compute on."""
     tdp_w: Annotated[float, Field(gt=0, strict=True)] | None = None
-    """For `cpu`: thermal design power in W of the machine's processors together, from their data sheet.
-    Their energy is estimated with it; without it that is reported as unavailable. Not used for `cuda`."""
+    """Thermal design power in W from the data sheet: of one GPU, or for `cpu` of the machine's processors
+    together. Energy that cannot be measured is estimated with it; without it that is unavailable."""
     tdp_source: str | None = None
     """Where `tdp_w` comes from; written into every estimate made with it."""
     compute_capability: Annotated[str, Form(r"[0-9]{1,2}\.[0-9]", "two numbers such as 8.0")] | None = None
     """NVIDIA's compute capability, e.g. '7.0' for a V100: `shardwatt check-site` compares torch with it."""
+    power_limits_w: (
+        Annotated[
+            list[Annotated[float, Field(gt=0, strict=True)]],
+            Field(min_length=2, max_length=2),
+            AfterValidator(_rising),
+        ]
+        | None
+    ) = None
+    """Lowest and highest power limit in W that one GPU takes (`nvidia-smi -q -d POWER`): a study's `cap`
+    outside is refused in the plan. None: the driver's word on the node counts."""
     environment: list[ShellLine] = []
     """Lines of shell that make a node ready for this type, e.g. `module load cuda`, `source …/bin/activate`.
     Ranks and meters run after them, with the `python` that they leave first on PATH."""
     slurm: SlurmWords | None = None
     """What jobs on this type ask of Slurm; what is left out is taken from the site's `slurm`."""
+
+    @model_validator(mode="after")
+    def _meter_fits(self) -> GpuType:
+        if self.kind == "cuda" and self.meter in ("rapl", "estimate"):
+            raise ValueError(
+                f"meter: {self.meter} reads processors; expected nvml, or no `meter`, with kind: cuda"
+            )
+        return self
 
 
 class Site(StrictModel):
@@ -168,6 +196,10 @@ class Site(StrictModel):
     """Longest time in s that a rank waits for the others before the cell fails."""
     slurm: SlurmWords | None = None
     """What all jobs ask of Slurm."""
+    dcgm: Dcgm | None = None
+    """DCGM beside NVML; None: not asked."""
+    power_limits: PowerLimits | None = None
+    """Who sets power limits; None: nobody, and studies with a `cap` are refused."""
     network_interface: (
         Annotated[str, Form(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "an interface such as ib0")] | None
     ) = None

@@ -17,10 +17,13 @@ from shardwatt.slurmjob import (
     FIELD,
     SACCT_FORMAT,
     SQUEUE_FORMAT,
+    STEP_FORMAT,
     SlurmJob,
+    SlurmStep,
     from_sacct,
     from_scontrol,
     from_squeue,
+    steps_from_sacct,
 )
 
 #: A controller that restarts is asked again by Slurm's own commands for about a minute.
@@ -91,6 +94,23 @@ def find_job(job_id: str) -> SlurmJob | None:
     return job if job is not None and job.is_over else None
 
 
+def steps_of(job_id: str, timeout_s: float) -> list[SlurmStep]:
+    """The steps of a job in the accounting; empty where that does not know the job.
+
+    Args:
+        job_id: the job's number.
+        timeout_s: longest time in s to wait for an answer.
+
+    Raises:
+        SlurmError: the accounting cannot be asked, or does not answer in time.
+    """
+    words = ["sacct", "-n", "-P", "-j", _checked(job_id), f"--delimiter={FIELD}", f"--format={STEP_FORMAT}"]
+    done = run(words, timeout_s=timeout_s)
+    if done.returncode != 0:
+        raise _refusal(words, done)
+    return steps_from_sacct(done.stdout)
+
+
 def dead_nodes(node_list: str) -> list[str]:
     """Which nodes of a compact list are down now.
 
@@ -145,7 +165,9 @@ def ask(words: Sequence[str]) -> str:
     return done.stdout
 
 
-def run(words: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
+def run(
+    words: Sequence[str], given: str = "", timeout_s: float = TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands, with this text as its standard input; its exit code is the caller's.
 
     Raises:
@@ -161,7 +183,7 @@ def run(words: Sequence[str], given: str = "") -> subprocess.CompletedProcess[st
             text=True,
             errors="replace",
             env=clean,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except FileNotFoundError:
@@ -171,7 +193,7 @@ def run(words: Sequence[str], given: str = "") -> subprocess.CompletedProcess[st
         ) from None
     except subprocess.TimeoutExpired:
         raise SlurmError(
-            f"{words[0]} gave no answer in {TIMEOUT_S:g} s; see with `scontrol ping` whether Slurm's "
+            f"{words[0]} gave no answer in {timeout_s:g} s; see with `scontrol ping` whether Slurm's "
             "controller is up, and try again"
         ) from None
 

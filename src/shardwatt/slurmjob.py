@@ -24,6 +24,14 @@ _SACCT_FIELDS = ("JobIDRaw", "State", "NodeList", "Start", "End", "ExitCode", "W
 #: What sacct is to print of a job, with FIELD between, for `from_sacct`.
 SACCT_FORMAT = ",".join(_SACCT_FIELDS)
 
+_STEP_FIELDS = ("JobName", "State", "NNodes", "ElapsedRaw", "ConsumedEnergyRaw")
+
+#: What sacct is to print of a job's steps, with FIELD between, for `steps_from_sacct`.
+STEP_FORMAT = ",".join(_STEP_FIELDS)
+
+#: Slurm's numbers for "no value" (NO_VAL of 32 and 64 bits, INFINITE) begin here.
+_NO_NUMBERS = ((2**32 - 3, 2**32), (2**64 - 3, 2**64))
+
 #: States of jobs that have ended; any other, of whatever version, is one of a job that goes on.
 _OVER = frozenset(
     {
@@ -62,6 +70,7 @@ class SlurmJob:
         std_out: Slurm's log of it, where known.
         preempted: whether it is being ended to make room for another.
         cancelled_by: name of who cancelled it, where known.
+        has_whole_nodes: whether no other job can share its nodes; None where that is not told.
     """
 
     job_id: str
@@ -77,6 +86,7 @@ class SlurmJob:
     std_out: Path | None = None
     preempted: bool = False
     cancelled_by: str | None = None
+    has_whole_nodes: bool | None = None
 
     @property
     def is_over(self) -> bool:
@@ -87,6 +97,26 @@ class SlurmJob:
     def is_pending(self) -> bool:
         """Whether it waits for nodes."""
         return not self.is_over and not self.nodes
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmStep:
+    """A step of a job, as the accounting has it.
+
+    Attributes:
+        name: as given to srun with --job-name, otherwise its program's.
+        is_over: whether it has ended, on every node.
+        nodes: how many it had.
+        elapsed_s: how long it ran, in whole s.
+        energy_j: ConsumedEnergyRaw, joules of its nodes together; None where Slurm has no such number. 0
+            where nothing was measured.
+    """
+
+    name: str
+    is_over: bool
+    nodes: int
+    elapsed_s: int
+    energy_j: int | None
 
 
 def reason_of(job: SlurmJob) -> tuple[Reason, str] | None:
@@ -173,6 +203,8 @@ def from_scontrol(text: str) -> SlurmJob:
         std_out=Path(std_out) if std_out else None,
         # A job put back into the queue keeps the time at which it was preempted before.
         preempted=preempted is not None and (start is None or preempted >= start),
+        # `NO` with --exclusive, or in a partition that hands out whole nodes.
+        has_whole_nodes=values["OverSubscribe"] == "NO" if "OverSubscribe" in values else None,
     )
 
 
@@ -204,6 +236,29 @@ def from_sacct(printed: str) -> SlurmJob:
         signal=ended_by,
         cancelled_by=_user_name(user),
     )
+
+
+def steps_from_sacct(printed: str) -> list[SlurmStep]:
+    """Steps as sacct printed them with STEP_FORMAT, the job itself and its batch step among them."""
+    lines = (line.split(FIELD) for line in printed.splitlines())
+    return [_step(*fields[: len(_STEP_FIELDS)]) for fields in lines if len(fields) >= len(_STEP_FIELDS)]
+
+
+def _step(name: str, state: str, nodes: str, elapsed: str, energy: str) -> SlurmStep:
+    return SlurmStep(
+        name=name,
+        is_over=state.partition(" by ")[0] in _OVER,
+        nodes=_number(nodes) or 0,
+        elapsed_s=_number(elapsed) or 0,
+        energy_j=_number(energy),
+    )
+
+
+def _number(text: str) -> int | None:
+    """A whole number; None where there is none, or it is Slurm's for that."""
+    if not text.isdigit() or any(first <= int(text) < stop for first, stop in _NO_NUMBERS):
+        return None
+    return int(text)
 
 
 def _user_name(number: str) -> str | None:

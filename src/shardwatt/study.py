@@ -131,6 +131,15 @@ class Constants(StrictModel):
     """New tokens of the warm-up batch, which is not counted; 0 for no warm-up."""
     cache_tokens: Count | None = None
     """Positions of the KV cache; None: min(context, longest prompt of the batch + length)."""
+    idle_settle_s: Annotated[float, Field(ge=0, le=3600, strict=True)] = 30.0
+    """Time in s that devices are left alone before a baseline of their idle power is read; there are two,
+    before the ranks start and with the model loaded. Only where energy is measured, not estimated."""
+    idle_read_s: Annotated[float, Field(ge=0, le=3600, strict=True)] = 10.0
+    """Time in s over which each baseline is read; 0 for no baselines."""
+    cool_down_c: Annotated[float, Field(ge=20, le=100, strict=True)] | None = None
+    """Temperature in degrees Celsius to which every device must have cooled before a cell; None: no gate."""
+    cool_down_max_s: Annotated[float, Field(gt=0, le=3600, strict=True)] = 600.0
+    """Longest time in s to wait for that; then the cell runs all the same, and its record says so."""
 
     @property
     def hash(self) -> str:
@@ -146,6 +155,9 @@ class Study(Constants):
     """One line that says what the study is about; heads its report."""
     matrix: Annotated[list[Block], Field(min_length=1)]
     """Blocks whose cells together are the study; a cell in several blocks counts once."""
+    energy: Literal["any", "measured"] = "any"
+    """`measured` fails a cell at its start, before the model is loaded, where its energy could only be
+    estimated or not be had; `any` runs it, and its figures say what they are."""
     exclude: list[Exclusion] = []
     """Cells to leave out: a cell is excluded if it matches every axis of an entry."""
 

@@ -2,3 +2,4 @@
 
 GIB = 1024**3
 MILLI = 1e-3
+MICRO = 1e-6

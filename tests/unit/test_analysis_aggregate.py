@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from shardwatt.analysis.aggregate import aggregate, read_cells, write_cells
-from shardwatt.analysis.columns import COLUMNS, WITH_INTERVAL, markdown, with_columns
+from shardwatt.analysis.columns import COLUMNS, DEVICE_COLUMNS, WITH_INTERVAL, markdown, with_columns
 from shardwatt.analysis.figures import QUANTITIES
 from shardwatt.analysis.survey import survey
 from shardwatt.cell import Cell
 from shardwatt.cellfiles import write_table
 from shardwatt.errors import RecordError
 from shardwatt.layout import CellPaths
-from shardwatt.records import Status
+from shardwatt.readings import Status
 from synthetic_cells import (
     CONSTANTS,
     STUDY,
@@ -99,11 +99,11 @@ def test_two_repeats_or_two_batches_make_no_interval(tmp_path: Path) -> None:
 
 def test_unknown_energy_is_null_everywhere_and_an_empty_field_in_the_csv(tmp_path: Path) -> None:
     cell = make_cell()
-    write_ok(tmp_path, cell, Numbers(power_w=None))
+    write_ok(tmp_path, cell, Numbers(power_w=None, cpu_w=None, dram_w=None))
     frame = _frame(tmp_path, [cell])
     names = [c.name for c in COLUMNS if c.unit in ("J", "W", "J/token", "J/response")]
     unknown = [name for name in names if name != "cap_w"]
-    assert len(unknown) > 20
+    assert len(unknown) > 30
     assert frame[unknown].isna().all(axis=None)
     _, path = write_cells(frame, tmp_path / "out")
     with path.open(newline="") as stream:
@@ -186,13 +186,17 @@ def test_an_estimate_keeps_its_label(tmp_path: Path) -> None:
 def test_docs_show_the_columns_as_the_code_has_them() -> None:
     page = DOCS.read_text(encoding="utf-8")
     assert with_columns(page) == page, "run: python -m shardwatt.analysis.columns docs/results.md"
-    assert markdown().count("\n") == len(COLUMNS) + 1
+    assert markdown(COLUMNS).count("\n") == len(COLUMNS) + 1
+    assert markdown(DEVICE_COLUMNS).count("\n") == len(DEVICE_COLUMNS) + 1
+    with pytest.raises(ValueError, match="device columns: begin"):
+        with_columns(page.replace("<!-- device columns: begin (generated) -->", ""))
 
 
 def test_columns_are_unique_complete_and_say_which_figures_show_them() -> None:
+    for columns in (COLUMNS, DEVICE_COLUMNS):
+        assert len({column.name for column in columns}) == len(columns)
+        assert all(column.unit and column.definition and column.source for column in columns)
     names = [column.name for column in COLUMNS]
-    assert len(set(names)) == len(names)
-    assert all(column.unit and column.definition and column.source for column in COLUMNS)
     assert {f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high")} <= set(names)
     used = {column.name: column.used_by for column in COLUMNS}
     for kind, quantities in QUANTITIES.items():

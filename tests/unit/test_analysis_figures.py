@@ -14,12 +14,12 @@ from matplotlib.text import Text
 
 from shardwatt.analysis.aggregate import aggregate
 from shardwatt.analysis.canvas import compose
-from shardwatt.analysis.figures import draw, in_words, page
+from shardwatt.analysis.figures import draw, figure_of, in_words, page
 from shardwatt.analysis.panels import COLOURS, HATCHES, rounded
 from shardwatt.analysis.survey import survey
 from shardwatt.cell import Cell
 from shardwatt.figurelist import FigureSpec, Kind, figures
-from shardwatt.records import Status
+from shardwatt.readings import Status
 from synthetic_cells import (
     CONSTANTS,
     STUDY,
@@ -178,7 +178,7 @@ def test_a_study_without_any_result_is_drawn_without_a_warning(tmp_path: Path) -
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for spec in figures(cells):
-            compose(page(frame, spec)).draw_without_rendering()
+            figure_of(frame, spec).draw_without_rendering()
 
 
 def test_three_formats_are_written_and_are_the_same_again(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from shardwatt.analysis.survey import CellState, State, survey
 from shardwatt.attempts import Attempt, Claim
 from shardwatt.layout import CellPaths, claim_file
 from shardwatt.leftovers import comment_of
-from shardwatt.records import write
+from shardwatt.recordfiles import write
 from shardwatt.run.exchange import Progress, write_progress
 from shardwatt.slurmjob import SlurmJob
 from synthetic_cells import CONSTANTS, STARTED, STUDY, make_cell, write_failed, write_ok, write_outdated

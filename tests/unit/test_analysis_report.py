@@ -15,7 +15,7 @@ from shardwatt.analysis.summary import SIGNS, cell_map
 from shardwatt.cell import Cell
 from shardwatt.errors import RecordError, ShardwattError
 from shardwatt.layout import CellPaths
-from shardwatt.records import Status
+from shardwatt.readings import Status
 from shardwatt.study import Block, Study
 from synthetic_cells import (
     CONSTANTS,
@@ -74,11 +74,13 @@ def test_everything_is_built_from_what_there_is(mixed: Path) -> None:
     assert {path.name for path in out.iterdir()} == {
         "cells.csv",
         "cells.parquet",
+        "devices.csv",
+        "devices.parquet",
         "figures",
         "report.html",
         "tables",
     }
-    assert len(list((out / "figures").iterdir())) == 5 * 3
+    assert len(list((out / "figures").iterdir())) == 6 * 3
     assert len(list((out / "tables").iterdir())) == 5 * 3
 
 

@@ -14,7 +14,7 @@ from shardwatt.attempts import Attempt
 from shardwatt.cell import Cell
 from shardwatt.cellfiles import write_table
 from shardwatt.layout import CELL_FILES, CellPaths
-from shardwatt.records import write
+from shardwatt.recordfiles import write
 from synthetic_cells import (
     CONSTANTS,
     STARTED,
@@ -108,10 +108,10 @@ def test_a_record_of_another_cell_is_invalid(tmp_path: Path) -> None:
 def test_another_schema_version_is_invalid(tmp_path: Path) -> None:
     write_ok(tmp_path, CELL)
     path = CellPaths(tmp_path, STUDY, CELL).record
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 1}))
     state = _one(tmp_path)
     assert state.state is State.INVALID
-    assert "schema version 2; expected 1" in (state.detail or "")
+    assert "schema version 1; expected 2" in (state.detail or "")
 
 
 @pytest.mark.parametrize("name", [name for name in CELL_FILES if name.endswith(".parquet")])

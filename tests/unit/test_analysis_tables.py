@@ -12,9 +12,10 @@ import pytest
 from shardwatt.analysis.aggregate import aggregate
 from shardwatt.analysis.survey import survey
 from shardwatt.analysis.tableformats import as_csv, as_latex, as_markdown, latex, write_table
-from shardwatt.analysis.tables import TABLES, Table, tables
+from shardwatt.analysis.tablemodel import Table
+from shardwatt.analysis.tables import TABLES, tables
 from shardwatt.cell import Cell
-from shardwatt.records import Mean, Utilisation
+from shardwatt.readings import Mean
 from synthetic_cells import (
     CONSTANTS,
     STUDY,
@@ -34,11 +35,12 @@ def _tables(base: Path, cells: list[Cell]) -> dict[str, Table]:
 def _use(sm: float | None, top: float | None = 0.5) -> Numbers:
     one = Mean(mean=0.2, max=top)
     return Numbers(
-        utilisation=Utilisation(
-            sm_utilisation=Mean(mean=sm, max=sm),
-            memory_activity=one,
-            memory_filled=Mean(mean=0.6, max=0.7),
-            cpu_utilisation=Mean(mean=None, max=None),
+        utilisation=Numbers().utilisation.model_copy(
+            update={
+                "sm_utilisation": Mean(mean=sm, max=sm),
+                "memory_activity": one,
+                "memory_filled": Mean(mean=0.6, max=0.7),
+            }
         )
     )
 
@@ -146,7 +148,7 @@ def test_csv_is_exact_where_markdown_and_latex_round(tmp_path: Path) -> None:
     assert "19.61" in as_markdown(table)
     assert "19.61" in as_latex(table)
     assert "engine" in row, "the CSV keeps what the others say once, in the note"
-    assert "Throughout: engine reference, precision fp16." in as_markdown(table)
+    assert "Throughout: engine reference, precision fp16, repeats 1" in as_markdown(table)
 
 
 def test_latex_and_markdown_escape_what_would_be_read_as_markup(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from shardwatt.checks.caps import check_caps
 from shardwatt.checks.constraint import feature_names, is_met
 from shardwatt.checks.environments import Environment, check_environment, probe, runs_on
 from shardwatt.checks.findings import Finding, Level
@@ -17,6 +18,7 @@ from shardwatt.checks.jobs import sbatch_words
 from shardwatt.checks.nodes import fitting_nodes
 from shardwatt.dag import command_environment
 from shardwatt.site import GpuType
+from shardwatt.sitepower import PowerLimits
 from shardwatt.slurmsite import Node, Partition, minutes, nodes, seconds
 from slurm_site import V100, slurm_site
 
@@ -194,6 +196,37 @@ def test_nodes_are_read_as_newer_slurms_print_them(tmp_path: Path, monkeypatch: 
 )
 def test_time_limits_are_read(text: str, expected: int | None) -> None:
     assert minutes(text) == expected
+
+
+LEASES = {"leases": "/var/lib/shardwatt/power-limits"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits", "warnings"),
+    [
+        ({"Epilog": "/etc/epilog"}, {"set_by": "nvml"}, []),
+        ({"Epilog[0]": "/etc/epilog"}, {"set_by": "nvml"}, []),
+        ({"Epilog": "", "Prolog": ""}, {"set_by": "nvml"}, ["no Epilog=: what a killed job leaves"]),
+        ({"EpilogSlurmctld": "/etc/epilog"}, {"set_by": "nvml"}, ["no Epilog="]),
+        ({"Epilog": "/etc/epilog"}, {"set_by": "prolog"}, ["no Prolog=, and power_limits are set by one"]),
+        ({"Prolog": "/etc/prolog"}, {"set_by": "prolog"}, ["no Epilog=: no job's limits are set back"]),
+        ({}, {"set_by": "prolog"}, ["no Prolog=", "no Epilog="]),
+        (
+            {"Epilog": "/etc/epilog", "JobContainerType": "job_container/tmpfs"},
+            {"set_by": "nvml"},
+            ["jobs may have /var/tmp to themselves, and leases there vanish with their job"],
+        ),
+        ({"Epilog": "/e", "JobContainerType": "job_container/tmpfs"}, {"set_by": "nvml", **LEASES}, []),
+        ({"Epilog": "/e", "JobContainerType": "job_container/none"}, {"set_by": "nvml"}, []),
+    ],
+)
+def test_who_sets_limits_back_is_compared(
+    settings: dict[str, str], limits: dict[str, Any], warnings: list[str]
+) -> None:
+    first, *found = check_caps(settings, PowerLimits(**limits))
+    assert first == Finding(Level.OK, f"power_limits: set_by: {limits['set_by']}")
+    assert [finding.level for finding in found] == [Level.WARNING] * len(warnings)
+    assert all(words in finding.text for words, finding in zip(warnings, found, strict=True))
 
 
 def test_settings_in_seconds_are_read() -> None:

@@ -225,3 +225,18 @@ def test_ctrl_c_ends_in_one_word(root: Path) -> None:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.strip() == "shardwatt: interrupted"
+
+
+def test_the_power_of_a_cell_is_drawn_and_another_is_refused(root: Path, shardwatt: Shardwatt) -> None:
+    drawn = shardwatt("power-trace", STUDY, cell(1, 512).path)
+    assert drawn.returncode == 0, drawn.stderr
+    files = [Path(line) for line in drawn.stdout.splitlines()]
+    assert {path.parent for path in files} == {root / "results" / STUDY / "traces"}
+    assert [path.suffix for path in files] == [".svg", ".pdf", ".png"]
+    assert all(path.is_file() for path in files)
+    unknown = shardwatt("power-trace", STUDY, "../elsewhere")
+    assert unknown.returncode == 1
+    assert f"study '{STUDY}' has no cell ../elsewhere; `shardwatt cells {STUDY}` lists" in unknown.stderr
+    unfinished = shardwatt("power-trace", STUDY, cell(20).path)
+    assert unfinished.returncode == 1
+    assert "has no result" in unfinished.stderr

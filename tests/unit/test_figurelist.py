@@ -26,7 +26,20 @@ def test_every_model_gpu_and_length_has_its_three_figures_beside_the_two_compari
         "energy-per-token--llama-7b--v100--length-512",
         "energy-per-response--llama-7b--v100--length-256",
         "energy-per-response--llama-7b--v100--length-512",
+        "ratios",
     ]
+
+
+def test_processors_alone_have_no_ratios_and_a_study_has_them_once() -> None:
+    cells = [make_cell(gpu=gpu, cap=cap) for gpu in ("cpu", "v100") for cap in ("none", "150")]
+    assert _names(figures(cells)).count("ratios") == 1
+    assert "ratios" not in _names(figures(cells[:2]))
+    (ratios,) = (spec for spec in figures(cells) if spec.kind is Kind.RATIOS)
+    assert all(ratios.holds(cell) for cell in cells)
+    assert (ratios.title, ratios.conditions) == (
+        "Two accountings of the same energy",
+        "every cell of the study that has them",
+    )
 
 
 def test_order_of_cells_does_not_change_the_list() -> None:

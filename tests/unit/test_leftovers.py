@@ -15,7 +15,7 @@ from shardwatt.attempts import Attempt, Claim
 from shardwatt.cell import PATH_PATTERN, Cell
 from shardwatt.layout import CellPaths, cell_target, claim_file
 from shardwatt.leftovers import Leftovers, attempts_of, comment_of, jobs_of_cells
-from shardwatt.records import write
+from shardwatt.recordfiles import write
 from shardwatt.slurmjob import SlurmJob
 from synthetic_cells import STARTED, STUDY, make_cell
 

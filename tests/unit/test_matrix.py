@@ -15,7 +15,7 @@ from shardwatt.errors import StudyError
 from shardwatt.matrix import expand
 from shardwatt.models import recipe_file
 from shardwatt.site import Site
-from shardwatt.study import Study
+from shardwatt.study import Study, load_study
 from small_project import (
     BLOCK,
     GPUS,
@@ -71,9 +71,61 @@ def test_a_cell_in_several_blocks_counts_once_where_it_comes_first(place: tuple[
     assert [cell.batch for cell in found] == [64, 128, 256]
 
 
+def capped_site(place: tuple[Path, Site], **v100: Any) -> tuple[Path, Site]:
+    """The same place with somebody who sets power limits, and some keys of its V100s replaced."""
+    root, site = place
+    gpus = {**GPUS, "v100": {**GPUS["v100"], **v100}}
+    content = {"gpus": gpus, "models": str(site.models), "power_limits": {"set_by": "nvml"}}
+    return root, make_site(root, **content)
+
+
 def test_a_power_cap_that_nothing_would_set_is_refused(place: tuple[Path, Site]) -> None:
     """A record that only says 175 W would be false."""
-    assert refusal(place, **blocks(cap=["none", 175])) == "matrix.0.cap: found '175'; allowed: none"
+    assert refusal(place, **blocks(cap=["none", 175])) == (
+        "cap: 175 on v100: site 'testbed' sets no power limits; use `none`, or say in the site's key "
+        "power_limits who sets them (docs/power-caps.md)"
+    )
+    assert len(cells(place, **blocks(cap=["none", 175]), exclude=[{"cap": 175}])) == 1
+
+
+def test_power_caps_are_an_axis_where_the_site_sets_them(place: tuple[Path, Site]) -> None:
+    found = cells(capped_site(place), **blocks(cap=[1, 175, "none"], repeat=[1, 2]))
+    assert [(cell.cap_w, cell.repeat) for cell in found] == list(product([1, 175, None], [1, 2]))
+
+
+def test_the_papers_study_of_power_caps_has_a_plan_where_limits_are_set(tmp_path: Path) -> None:
+    """Caps on their own A100s, each three times: Table III of arXiv 2310.03003."""
+    root = Path(__file__).parents[2]
+    gpus = {"a100": {"kind": "cuda", "per_node": 4, "memory_gib": 80, "power_limits_w": [100, 400]}}
+    site = make_site(tmp_path, gpus=gpus, power_limits={"set_by": "nvml"})
+    found = expand(root, "power-cap", load_study(root, "power-cap"), site, with_models=False)
+    assert [(cell.length, cell.cap, cell.repeat) for cell in found] == list(
+        product((256, 512, 1024), ("250", "175", "150"), (1, 2, 3))
+    )
+
+
+@pytest.mark.parametrize(("cap", "is_in"), [(99, False), (100, True), (300, True), (301, False)])
+def test_a_power_cap_outside_of_what_the_gpus_take_is_refused(
+    place: tuple[Path, Site], cap: int, is_in: bool
+) -> None:
+    site = capped_site(place, power_limits_w=[100, 300])
+    if is_in:
+        assert cells(site, **blocks(cap=cap))[0].cap_w == cap
+    else:
+        assert refusal(site, **blocks(cap=cap)) == (
+            f"cap: {cap} on v100: one GPU takes 100 to 300 W at site 'testbed' (its key "
+            "gpus.v100.power_limits_w); use a cap within that"
+        )
+
+
+def test_processors_have_no_power_limit_unless_gpus_beside_them_are_metered(
+    place: tuple[Path, Site],
+) -> None:
+    assert refusal(capped_site(place, kind="cpu"), **blocks(cap=175)) == (
+        "cap: 175 on v100: site 'testbed' has processors there, which have no power limit to set; use "
+        "`none`, or a GPU type of kind `cuda`"
+    )
+    assert cells(capped_site(place, kind="cpu", meter="nvml"), **blocks(cap=175))
 
 
 @given(

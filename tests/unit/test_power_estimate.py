@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
+from typing import Any
 
-from shardwatt.power.choose import metered_devices, open_meter
-from shardwatt.power.estimate import CpuEstimate
-from shardwatt.records import Method, Status
+import pytest
+
+from powercap import add_domain
+from shardwatt.power.meters.choose import metered_devices, open_host_meter, open_meter
+from shardwatt.power.meters.estimate import CpuEstimate
+from shardwatt.power.meters.processors import BESIDE_S
+from shardwatt.readings import Method, Status
 from shardwatt.site import GpuType
 
 
@@ -66,10 +73,81 @@ def test_without_tdp_there_is_no_estimate_but_utilisation() -> None:
     assert sample.cpu_utilisation is not None
 
 
-def test_processors_are_one_device_however_many_ranks() -> None:
-    cpu = GpuType(kind="cpu", per_node=4, memory_gib=2, tdp_w=65, tdp_source="data sheet")
-    cuda = GpuType(kind="cuda", per_node=4, memory_gib=80)
-    meter = open_meter(cpu, [])
-    assert isinstance(meter, CpuEstimate)
-    assert len(meter.devices) == metered_devices(cpu, 4) == 1
-    assert metered_devices(cuda, 4) == 4
+def cpu(**words: Any) -> GpuType:
+    return GpuType(kind="cpu", per_node=4, memory_gib=2, tdp_w=65, tdp_source="data sheet", **words)
+
+
+@pytest.fixture
+def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of a made-up power cap tree."""
+    monkeypatch.setenv("SHARDWATT_POWERCAP", str(tmp_path))
+    return tmp_path
+
+
+def test_processors_are_measured_where_rapl_can_be_read_and_estimated_where_not(powercap: Path) -> None:
+    estimate = open_meter(cpu(), [])
+    assert isinstance(estimate, CpuEstimate)
+    assert estimate.detail
+    # What kept them from being measured stands beside the estimate.
+    assert re.search(r"an estimate.*not measured: RAPL .*no package", estimate.detail)
+    add_domain(powercap, "intel-rapl:0", "package-0")
+    add_domain(powercap, "intel-rapl:0:0", "dram")
+    measured = open_meter(cpu(), [])
+    assert (measured.method, measured.status) == (Method.RAPL, Status.MEASURED)
+    # Both are one device, however many ranks there are.
+    for meter in (estimate, measured):
+        assert len(meter.devices) == len(meter.power_sources) == metered_devices(cpu(), 4) == 1
+        meter.close()
+
+
+def test_the_sites_choice_of_a_meter_is_not_replaced(powercap: Path) -> None:
+    rapl = open_meter(cpu(meter="rapl"), [])
+    assert (rapl.method, rapl.status) == (None, Status.UNAVAILABLE)
+    add_domain(powercap, "intel-rapl:0", "package-0")
+    estimate = open_meter(cpu(meter="estimate"), [])
+    assert (estimate.method, estimate.status) == (Method.ESTIMATE, Status.ESTIMATED)
+    assert estimate.detail
+    assert "not measured" not in estimate.detail.replace("not a measurement", "")
+
+
+def test_host_meter_reads_processors_and_memory(powercap: Path) -> None:
+    add_domain(powercap, "intel-rapl:0", "package-0")
+    add_domain(powercap, "intel-rapl:0:0", "dram")
+    host = open_host_meter()
+    assert [device.name.split(" (")[0] for device in host.devices] == ["RAPL package", "RAPL dram"]
+    host.close()
+
+
+def test_host_meter_without_rapl_is_no_estimate_but_knows_how_busy_the_node_is(powercap: Path) -> None:
+    host = open_host_meter()
+    assert (host.method, host.status) == (None, Status.UNAVAILABLE)
+    assert host.detail
+    assert "no package" in host.detail
+    assert len(host.devices) == len(host.power_sources) == len(host.limits) == 1
+    (first,) = host.sample()
+    assert first.cpu_utilisation is None
+    # Once a second is enough, and costs a tenth.
+    assert host.sample() == []
+    busy_for(BESIDE_S)
+    (sample,) = host.sample()
+    assert sample.device == host.devices[0].index
+    assert (sample.power_w, sample.counter_j) == (None, None)
+    assert sample.cpu_utilisation is not None
+    assert 0 < sample.cpu_utilisation <= 1
+    assert sample.memory_filled is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "devices"),
+    [
+        ({"kind": "cuda"}, 4),
+        ({"kind": "cuda", "meter": "nvml"}, 4),
+        ({"kind": "cpu", "meter": "nvml"}, 4),
+        ({"kind": "cpu"}, 1),
+        ({"kind": "cpu", "meter": "rapl"}, 1),
+        ({"kind": "cpu", "meter": "estimate"}, 1),
+    ],
+)
+def test_nvml_reads_a_gpu_a_rank_and_other_meters_one_device(words: dict[str, str], devices: int) -> None:
+    gpu_type = GpuType.model_validate({"per_node": 4, "memory_gib": 80, **words})
+    assert metered_devices(gpu_type, 4) == devices

@@ -2,65 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shardwatt.cellfiles import read_table, write_table
+from shardwatt.cellfiles import read_table, write_columns
 from shardwatt.errors import RecordError
-from shardwatt.power.protocol import Sample
-from shardwatt.power.samplefiles import (
-    COLUMNS,
-    MeterFile,
-    meter_path,
-    read_samples,
-    sample_line,
-    samples_path,
-)
+from shardwatt.power.clock import NodeClock
+from shardwatt.power.sampling.files import COLUMNS, SamplerFile, meter_path, sampler_path, samples_path
+from shardwatt.power.sampling.table import read_samples
 from shardwatt.power.trace import load_trace
-from shardwatt.records import Device, Method, Scope, Status, write
-
-
-def write_node(
-    folder: Path,
-    index: int,
-    powers_w: Sequence[float],
-    *,
-    seconds: float = 20.0,
-    clock_ahead_s: float = 0.0,
-    method: Method | None = Method.NVML_COUNTER,
-    status: Status = Status.MEASURED,
-    detail: str | None = None,
-) -> None:
-    """Write a node's files: constant power on each device, on a monotonic clock that is ahead of node 0's."""
-    devices = [
-        Device(node=f"host{index}", index=place, name="GPU", uuid=f"GPU-{index}-{place}")
-        for place in range(len(powers_w))
-    ]
-    meter = MeterFile(
-        node=f"host{index}",
-        method=method,
-        status=status,
-        detail=detail,
-        devices=devices,
-        period_s=0.1,
-        wall_minus_monotonic_s=1e9 - clock_ahead_s,
-    )
-    lines = [",".join(COLUMNS) + "\n"]
-    for tick in range(round(seconds * 10) + 1):
-        for place, power_w in enumerate(powers_w):
-            sample = Sample(
-                t_s=tick * 0.1 + clock_ahead_s,
-                device=place,
-                power_w=None if method is Method.ESTIMATE and tick == 0 else power_w,
-                counter_j=5e5 + power_w * tick * 0.1 if method is Method.NVML_COUNTER else None,
-                sm_utilisation=0.5 if place == 0 else 1.0,
-            )
-            lines.append(sample_line(sample))
-    samples_path(folder, index).write_text("".join(lines))
-    write(meter, meter_path(folder, index))
+from shardwatt.readings import Method, PowerSource, Scope, Status
+from shardwatt.recordfiles import write
+from synthetic_traces import a_device, a_node, a_trace, one_node, times, write_node
 
 
 def test_one_window_of_a_counter_is_measured_and_a_phase_is_derived(tmp_path: Path) -> None:
@@ -122,7 +77,59 @@ def test_clocks_of_other_nodes_are_brought_to_node_0(tmp_path: Path) -> None:
     write_node(tmp_path, 1, [300], clock_ahead_s=5e4)
     trace = load_trace(tmp_path, 2, 1)
     assert trace.reading([(2, 12)], Scope.ALL_NODES).joules == pytest.approx(4000, abs=1e-2)
-    assert trace.rows(0.0)[-1]["t_s"] == pytest.approx(20, abs=1e-6)
+    *_, last = trace.columns(0.0)
+    assert (last["node"], last["uuid"]) == ("host1", "GPU-1-0")
+    assert np.asarray(last["t_s"])[-1] == pytest.approx(20, abs=1e-6)
+
+
+def test_a_clock_that_drifts_is_brought_back_at_both_ends_of_the_window(tmp_path: Path) -> None:
+    """Node 1's clock counts 10.4 s while node 0's counts 10."""
+    write_node(tmp_path, 0, [100])
+    write_node(tmp_path, 1, [100])
+    stepped = NodeClock("host1", offset_s=0.0, wall_ahead_s=0.0, opened_s=2.0, closed_s=12.4, drift_s=-0.4)
+    trace = load_trace(tmp_path, 2, 1, [NodeClock("host0", 0.0, 0.0), stepped])
+    t_s = trace.nodes[1].devices[0].columns["t_s"]
+    assert t_s[[0, 20]] == pytest.approx([0.0, 2.0])
+    assert t_s[[124, 200]] == pytest.approx([12.0, 19.6])
+    reading = trace.reading([(2, 12)], Scope.ALL_NODES)
+    assert reading.joules == pytest.approx(1000 + 1040)
+    assert reading.coverage.clock_drift_s == pytest.approx(0.4)
+
+
+def test_clocks_of_a_barrier_count_and_wall_clocks_do_not(tmp_path: Path) -> None:
+    """Wall clocks are 100 s apart, and monotonic clocks have nothing to do with each other."""
+    write_node(tmp_path, 0, [100])
+    write_node(tmp_path, 1, [300], clock_ahead_s=-7e4, wall_ahead_s=100.0)
+    clocks = [NodeClock("host0", 0.0, 0.0), NodeClock("host1", 7e4, 100.0)]
+    reading = load_trace(tmp_path, 2, 1, clocks).reading([(2, 12)], Scope.ALL_NODES)
+    assert reading.joules == pytest.approx(4000)
+    assert reading.coverage.clock_offset_s == 100.0
+    assert reading.coverage.clock_drift_s is None
+    by_wall_clocks = load_trace(tmp_path, 2, 1).reading([(2, 12)], Scope.ALL_NODES)
+    assert by_wall_clocks.joules is None
+    assert by_wall_clocks.coverage.clock_offset_s is None
+
+
+def test_a_meter_on_another_node_than_its_ranks_is_not_taken_for_theirs(tmp_path: Path) -> None:
+    write_node(tmp_path, 0, [100])
+    write_node(tmp_path, 1, [300])
+    clocks = [NodeClock("host0", 0.0, 0.0), NodeClock("host7", 0.0, 0.0)]
+    reading = load_trace(tmp_path, 2, 1, clocks).reading([(2, 12)], Scope.ALL_NODES)
+    assert (reading.joules, reading.status) == (None, Status.UNAVAILABLE)
+    assert reading.detail == "host1: as node 1 it has a meter, and host7 has its ranks"
+
+
+def test_with_node_0s_meter_dead_the_other_nodes_devices_are_still_read(tmp_path: Path) -> None:
+    write_node(tmp_path, 1, [100], clock_ahead_s=3e3)
+    clocks = [NodeClock("host0", 0.0, 0.0), NodeClock("host1", -3e3, 0.0)]
+    trace = load_trace(tmp_path, 2, 1, clocks)
+    for scope in Scope:
+        reading = trace.reading([(2, 12)], scope)
+        assert (reading.joules, reading.status) == (None, Status.UNAVAILABLE)
+        assert reading.detail
+        assert "node 0 has no meter-0.json" in reading.detail
+    (device,) = trace.devices
+    assert device.part([(2, 12)]).joules == pytest.approx(1000)
 
 
 def test_missing_node_makes_all_nodes_unavailable_and_is_not_extrapolated(tmp_path: Path) -> None:
@@ -141,28 +148,17 @@ def test_without_node_0_there_is_no_clock_and_no_utilisation(tmp_path: Path) -> 
     trace = load_trace(tmp_path, 2, 1)
     assert trace.reading([(2, 12)], Scope.ALL_NODES).joules is None
     assert trace.utilisation(2, 12).sm_utilisation.mean is None
-    assert (trace.span, trace.rows(0.0)) == (None, [])
+    assert list(trace.columns(0.0)) == []
 
 
-def test_sampler_that_died_early_leaves_no_joules_even_over_the_span(tmp_path: Path) -> None:
+def test_sampler_that_died_early_leaves_no_joules_over_what_it_did_not_see(tmp_path: Path) -> None:
     write_node(tmp_path, 0, [100], seconds=20)
     write_node(tmp_path, 1, [100], seconds=9)
     trace = load_trace(tmp_path, 2, 1)
-    assert trace.span == pytest.approx((0, 20))
-    assert trace.span
-    reading = trace.reading([trace.span], Scope.ALL_NODES)
+    reading = trace.reading([(0, 20)], Scope.ALL_NODES)
     assert reading.joules is None
     assert reading.detail
     assert "device 0 of host1: its samples end before" in reading.detail
-
-
-def test_span_of_samplers_that_ended_close_together_is_what_all_cover(tmp_path: Path) -> None:
-    write_node(tmp_path, 0, [100], seconds=20)
-    write_node(tmp_path, 1, [100], seconds=18.5)
-    trace = load_trace(tmp_path, 2, 1)
-    assert trace.span == pytest.approx((0, 18.5))
-    assert trace.span
-    assert trace.reading([trace.span], Scope.ALL_NODES).joules == pytest.approx(3700)
 
 
 @pytest.mark.parametrize("expected", [1, 3])
@@ -179,6 +175,8 @@ def test_status_and_reason_of_a_meter_reach_the_reading(tmp_path: Path, status: 
     trace = load_trace(tmp_path, 1, 1)
     reading = trace.reading([(2, 12)], Scope.ALL_NODES)
     assert (reading.joules, reading.status, reading.detail) == (None, status, "the driver says no")
+    # Nothing of a device either: it may be somebody else's joules that are refused.
+    assert trace.devices[0].part([(2, 12)]).joules is None
     # What could be sampled is kept.
     assert trace.utilisation(2, 12).sm_utilisation.mean == pytest.approx(0.5)
 
@@ -186,13 +184,26 @@ def test_status_and_reason_of_a_meter_reach_the_reading(tmp_path: Path, status: 
 def test_estimate_stays_estimated_with_its_constants_in_every_reading(tmp_path: Path) -> None:
     write_node(tmp_path, 0, [80], method=Method.ESTIMATE, status=Status.ESTIMATED, detail="tdp_w 100")
     trace = load_trace(tmp_path, 1, 1)
-    assert trace.span == pytest.approx((0, 20))
     for scope in Scope:
         for minimum_ticks in (0, 10):
             reading = trace.reading([(0, 12)], scope, minimum_ticks=minimum_ticks)
             assert reading.joules == pytest.approx(960)
             assert (reading.method, reading.status) == (Method.ESTIMATE, Status.ESTIMATED)
             assert reading.detail == "tdp_w 100"
+
+
+@pytest.mark.parametrize(("source", "late_s"), [(PowerSource.INSTANT, 0.1), (PowerSource.USAGE, 1.0)])
+def test_an_integral_of_means_is_as_late_as_their_time_with_a_counter_and_without(
+    tmp_path: Path, source: PowerSource, late_s: float
+) -> None:
+    write_node(tmp_path, 0, [100], power_sources=[source])
+    (beside,) = load_trace(tmp_path, 1, 1).devices
+    assert beside.integral_j([(2, 12)]) == pytest.approx((1000, 2 * 100 * late_s))
+    write_node(
+        tmp_path, 0, [100], method=Method.POWER_INTEGRAL, status=Status.DERIVED, power_sources=[source]
+    )
+    (alone,) = load_trace(tmp_path, 1, 1).devices
+    assert alone.part([(2, 12)]).uncertainty_j == pytest.approx(2 * 100 * late_s)
 
 
 def test_power_integral_is_derived(tmp_path: Path) -> None:
@@ -207,7 +218,7 @@ def test_torn_last_line_is_dropped(tmp_path: Path) -> None:
     path = samples_path(tmp_path, 0)
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    assert len(read_samples(path)) == 200
+    assert len(read_samples(path)["t_s"]) == 200
     assert load_trace(tmp_path, 1, 1).reading([(2, 12)], Scope.ALL_NODES).joules == pytest.approx(1000)
 
 
@@ -222,6 +233,28 @@ def test_damage_inside_samples_makes_them_unavailable(tmp_path: Path, damage: by
     assert reading.status is Status.UNAVAILABLE
     assert reading.detail
     assert "samples-0.csv" in reading.detail
+
+
+def test_a_line_that_is_no_sample_is_named(tmp_path: Path) -> None:
+    path = samples_path(tmp_path, 0)
+    header, empty = ",".join(COLUMNS) + "\n", "," * (len(COLUMNS) - 2)
+    for damage, words in [
+        (f",0{empty}\n", "line 3: t_s is missing"),
+        (f"1,nan{empty}\n", "line 3: device is missing"),
+        ("1,0\n", "got 2"),
+        (f"1,what{empty}\n", "what"),
+        ("\n", "line 3: t_s is missing"),
+    ]:
+        path.write_text(f"{header}1,0{empty}\n{damage}2,0{empty}\n")
+        with pytest.raises(RecordError, match=words):
+            read_samples(path)
+
+
+def test_before_its_first_whole_line_a_sampler_has_no_samples(tmp_path: Path) -> None:
+    path = samples_path(tmp_path, 0)
+    for content in ("", "1.5,0,2"):
+        path.write_text(",".join(COLUMNS) + "\n" + content)
+        assert [len(column) for column in read_samples(path).values()] == [0] * len(COLUMNS)
 
 
 @pytest.mark.parametrize("content", ["", "t_s,power_w\n1,2\n"])
@@ -242,9 +275,8 @@ def test_utilisation_is_over_the_window_and_null_where_never_known(tmp_path: Pat
 
 def test_rows_fit_the_declared_schema_with_null_for_unknown(tmp_path: Path) -> None:
     write_node(tmp_path, 0, [100, 150])
-    rows = load_trace(tmp_path, 1, 2).rows(origin_s=5.0)
     path = tmp_path / "power.parquet"
-    write_table(path, rows)
+    write_columns(path, load_trace(tmp_path, 1, 2).columns(origin_s=5.0))
     table = read_table(path)
     assert table.num_rows == 2 * 201
     first = table.to_pylist()[0]
@@ -252,3 +284,75 @@ def test_rows_fit_the_declared_schema_with_null_for_unknown(tmp_path: Path) -> N
     assert (first["power_w"], first["temperature_c"]) == (100.0, None)
     assert table.column("temperature_c").null_count == table.num_rows
     assert not np.isnan(table.column("counter_j").to_numpy()).any()
+
+
+def test_joules_alone_are_those_of_the_reading(tmp_path: Path) -> None:
+    write_node(tmp_path, 0, [100, 150])
+    trace = load_trace(tmp_path, 1, 2)
+    assert trace.joules([(2, 4), (3, 7)]) == trace.reading([(2, 7)], Scope.ALL_NODES).joules
+    assert trace.joules([(2, 2.5)], minimum_ticks=10) is None
+    assert trace.joules([]) is None
+
+
+def test_how_a_sampler_kept_its_time_and_what_failed_is_read_and_may_lack(tmp_path: Path) -> None:
+    write_node(tmp_path, 0, [100])
+    kept = SamplerFile(
+        node="host0", period_s=0.1, deadlines=200, samples=198, missed=2, late_median_s=0.0001,
+        late_p95_s=0.004, late_max_s=0.2, cpu_s=0.1, wall_s=20, failures=["GPU 0 of host0: clock: lost"],
+        strangers=["GPU 0 of host0: 17"],
+    )  # fmt: skip
+    (killed,) = load_trace(tmp_path, 1, 1).nodes
+    assert (killed.late_s, list(killed.failures)) == (None, [])
+    assert (killed.missed, killed.sampler_cpu_share, list(killed.strangers)) == (None, None, [])
+    write(kept, sampler_path(tmp_path, 0))
+    (ended,) = load_trace(tmp_path, 1, 1).nodes
+    assert (ended.late_s, ended.failures) == (0.004, ["GPU 0 of host0: clock: lost"])
+    assert (ended.missed, ended.sampler_cpu_share, ended.strangers) == (2, 0.005, ["GPU 0 of host0: 17"])
+    sampler_path(tmp_path, 0).write_text("{")
+    assert load_trace(tmp_path, 1, 1).reading([(2, 12)], Scope.ALL_NODES).joules == pytest.approx(1000)
+
+
+def test_a_counter_has_the_integral_of_its_power_beside_it(tmp_path: Path) -> None:
+    write_node(tmp_path, 0, [100, 200], power_sources=[PowerSource.INSTANT, PowerSource.USAGE])
+    instant, usage = load_trace(tmp_path, 1, 2).devices
+    assert (instant.power_source, usage.power_source) == (PowerSource.INSTANT, PowerSource.USAGE)
+    assert instant.integral_j([(2, 12)]) == pytest.approx((1000, 2 * 100 * 0.1))
+    # NVML's usage may be a mean over 1 s.
+    assert usage.integral_j([(2, 12)]) == pytest.approx((2000, 2 * 200 * 1.0))
+    write_node(tmp_path, 0, [100], method=Method.POWER_INTEGRAL, status=Status.DERIVED)
+    (derived,) = load_trace(tmp_path, 1, 1).devices
+    assert derived.integral_j([(2, 12)]) is None
+
+
+def test_one_estimated_gpu_makes_the_sum_an_estimate_and_not_the_other_gpu(tmp_path: Path) -> None:
+    write_node(tmp_path, 0, [100, 200], status=Status.DERIVED, method=Method.POWER_INTEGRAL)
+    path = meter_path(tmp_path, 0)
+    meter = path.read_text().replace("power_integral", "estimate").replace("derived", "estimated")
+    path.write_text(meter.replace('"power_sources": []', '"power_sources": ["estimate", "instant"]'))
+    trace = load_trace(tmp_path, 1, 2)
+    assert [device.curve.method for device in trace.devices if device.curve] == [
+        Method.ESTIMATE,
+        Method.POWER_INTEGRAL,
+    ]
+    reading = trace.reading([(2, 12)], Scope.ALL_NODES)
+    assert (reading.method, reading.status) == (Method.ESTIMATE, Status.ESTIMATED)
+    assert reading.joules == pytest.approx(3000)
+
+
+def test_a_counter_that_was_reset_voids_the_window_that_holds_it_and_no_other() -> None:
+    fallen = 100 * times(0, 20)
+    fallen[100:] -= 1000
+    trace = a_trace(a_node([a_device(), a_device(index=1, counter_j=fallen)]))
+    reading = trace.reading([(5, 15)], Scope.ALL_NODES)
+    assert (reading.joules, reading.status) == (None, Status.UNAVAILABLE)
+    assert reading.detail == "device 1 of host0: the energy counter ran backwards"
+    assert trace.reading([(11, 19)], Scope.ALL_NODES).joules == pytest.approx(1600)
+
+
+def test_bits_of_throttling_are_whole_numbers_in_the_rows(tmp_path: Path) -> None:
+    reasons = np.full(201, np.nan)
+    reasons[7] = 0x44
+    write_columns(tmp_path / "power.parquet", one_node(a_device(throttle_reasons=reasons)).columns(0.0))
+    table = read_table(tmp_path / "power.parquet")
+    found = table.column("throttle_reasons").to_pylist()
+    assert (found[7], found[8], found.count(None)) == (0x44, None, 200)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,16 +18,22 @@ from shardwatt.cell import Cell
 from shardwatt.data.tokenizer import Tokenizer
 from shardwatt.jobshape import JobShape
 from shardwatt.models import Checkpoint
-from shardwatt.power.curve import Array, counter_curve
-from shardwatt.power.trace import DeviceTrace, NodeTrace, Trace
-from shardwatt.records import Device, Inputs, Outcome, Record, Status, read
-from shardwatt.run.assemble import MINIMUM_TICKS, assemble, assemble_does_not_fit
+from shardwatt.power.curve import Array
+from shardwatt.power.host import HostTrace
+from shardwatt.power.trace import Trace
+from shardwatt.readings import Method, PowerCap, Reading, Scope, Status
+from shardwatt.recordfiles import read
+from shardwatt.records import Inputs, Outcome, Record
+from shardwatt.run.assemble import assemble, assemble_does_not_fit
+from shardwatt.run.energy import MINIMUM_TICKS
 from shardwatt.run.exchange import BatchPlan, BatchRun, PhaseTime, RankEnd, RunReport
 from shardwatt.run.job import Job
+from shardwatt.run.measured import Baseline, CoolDown, DcgmMissing, Measured
 from shardwatt.run.provenance import versions
 from shardwatt.study import Constants
 from small_project import make_site
 from synthetic_cells import make_cell
+from synthetic_traces import a_device, a_node, a_trace, times
 
 START_S = 100.0
 #: Time in s between samples, and so a tick of the meter.
@@ -53,22 +61,31 @@ def power_w(t_s: Array) -> Array:
 
 def make_trace(nodes: int = 1, status: Status = Status.MEASURED) -> Trace:
     """A counter a node over 70 s to 180 s."""
-    t_s: Array = np.arange(700, 1801, dtype=np.float64) * TICK_S
-    counter_j: Array = np.concatenate([[0.0], np.cumsum(power_w(t_s[:-1]) * TICK_S)])
-    unknown = np.full(len(t_s), np.nan)
-    columns = dict.fromkeys(
-        ("power_w", "sm_utilisation", "memory_activity", "memory_filled", "cpu_utilisation"), unknown
-    ) | {"t_s": t_s, "counter_j": counter_j, "clock_sm_mhz": unknown, "temperature_c": unknown}
-    traces = []
-    for node in range(nodes):
-        name = f"host{node}"
-        device = Device(node=name, index=0, name="GPU", uuid=f"GPU-{node}")
-        known = status is Status.MEASURED
-        curve = counter_curve(t_s, counter_j) if known else None
-        traces.append(
-            NodeTrace(name, status, None if known else "no driver", [DeviceTrace(device, columns, curve)])
-        )
-    return Trace(traces, 1)
+    t_s = times(70, 180)
+    unknown: dict[str, Any] = {}
+    if status is not Status.MEASURED:
+        unknown["counter_j"] = np.full(len(t_s), np.nan)
+    detail = None if status is Status.MEASURED else "no driver"
+    names = [f"host{index}" for index in range(nodes)]
+    devices = [a_device(name, t_s=t_s, power=power_w, **unknown) for name in names]
+    return a_trace(*(a_node([device], status=status, detail=detail) for device in devices))
+
+
+def make_measured(trace: Trace) -> Measured:
+    """What the meters give of a cell without anything beside them."""
+    coverage = trace.coverage([], [])
+    return Measured(
+        trace=trace,
+        host=HostTrace([]),
+        job_span=SPAN,
+        unloaded=None,
+        cool_down=None,
+        power_cap=None,
+        dcgm=DcgmMissing(Status.UNAVAILABLE, "not asked"),
+        slurm_node=Reading(
+            joules=None, method=None, status=Status.UNSUPPORTED, scope=Scope.ALL_NODES, coverage=coverage
+        ),
+    )
 
 
 def batch_run(tokenizer: Tokenizer, start_s: float, texts: list[str], lengths: dict[str, float]) -> BatchRun:
@@ -98,6 +115,7 @@ def report(tokenizer: Tokenizer) -> RunReport:
         rendezvous_s=-0.2,
         load_s=5.0,
         warmup_s=1.0,
+        idle_loaded=None,
         versions=versions(),
         batches=[
             batch_run(tokenizer, 102.0, ["the lamp", "on again"], {"prefill": 2.0, "decode": 8.0}),
@@ -135,11 +153,11 @@ def make_job(root: Path, tokenizer: Tokenizer, cell: Cell, nodes: int = 1) -> Jo
 
 @pytest.fixture
 def make(tmp_path: Path, job: Job) -> Callable[..., Record]:
-    def make(report: RunReport, trace: Trace, job: Job = job) -> Record:
+    def make(report: RunReport, trace: Trace, job: Job = job, **beside: Any) -> Record:
         ends = [RankEnd(rank=rank, node="host0", ok=True, peak_memory_gib=1.5 + rank) for rank in range(2)]
         assemble(
             job, tmp_path, job_id="7", node="host0", started_at=STARTED, report=report, ends=ends,
-            trace=trace, job_span=SPAN,
+            measured=replace(make_measured(trace), **beside),
         )  # fmt: skip
         return read(Record, tmp_path / "result.json")
 
@@ -180,7 +198,7 @@ def test_stretches_too_short_for_the_meter_have_no_joules(
     assert energy is not None
     assert energy.walk.joules is None
     assert energy.walk.status is Status.UNAVAILABLE
-    assert "needs 10 ticks" in (energy.walk.detail or "")
+    assert "in stretches of 10 ticks" in (energy.walk.detail or "")
     rows = pq.read_table(tmp_path / "batches.parquet").to_pylist()
     assert [row["walk_j"] for row in rows] == [None, None]
     assert rows[1]["walk_s"] == 0.5
@@ -197,6 +215,47 @@ def test_a_batch_too_short_for_the_meter_has_no_joules_and_the_window_still_has(
     assert rows[1]["energy_j"] is None
     assert record.energy is not None
     assert record.energy.window.joules == pytest.approx(7000)
+
+
+def test_what_was_done_to_the_devices_before_stands_in_the_record(
+    make: Callable[..., Record], report: RunReport
+) -> None:
+    plain = make(report, make_trace())
+    assert plain.timings is not None
+    assert (plain.timings.cool_down_s, plain.power_cap) == (None, None)
+    cap = PowerCap(asked_w=150, set_by="prolog", devices=[])
+    record = make(report, make_trace(), power_cap=cap, cool_down=CoolDown(7.5, reached=True, hottest_c=40.0))
+    assert record.timings is not None
+    assert (record.timings.cool_down_s, record.power_cap) == (7.5, cap)
+
+
+def test_the_record_of_a_short_cell_on_an_estimate_is_as_whole_as_any(
+    make: Callable[..., Record], report: RunReport, tmp_path: Path
+) -> None:
+    """What a machine without meters gives: the demo."""
+    device = a_device(t_s=times(70, 180), power=power_w, method=Method.ESTIMATE)
+    trace = a_trace(a_node([device], status=Status.ESTIMATED, detail="tdp_w 300 (a test)"))
+    energy = make(report, trace).energy
+    assert energy is not None
+    assert energy.window.joules == pytest.approx(7000, abs=20)
+    assert {energy.window.status, energy.decode.status, energy.devices[0].status} == {Status.ESTIMATED}
+    assert (energy.scope_ratio, energy.method_ratio, energy.dcgm) == (1.0, None, None)
+    assert (energy.window_dcgm.joules, energy.window_dcgm.detail) == (None, "not asked")
+    assert (energy.cpu.joules, energy.dram.joules, energy.slurm_node.joules) == (None, None, None)
+    assert (energy.idle_unloaded.power_w, energy.idle_loaded.power_w) == (None, None)
+    assert energy.violations == []
+
+
+def test_the_baseline_for_the_next_cell_comes_back(job: Job, report: RunReport, tmp_path: Path) -> None:
+    ends = [RankEnd(rank=0, node="host0", ok=True)]
+    measured = replace(make_measured(make_trace()), unloaded=(72.0, 77.0))
+    baseline = assemble(
+        job, tmp_path, job_id="7", node="host0", started_at=STARTED, report=report, ends=ends,
+        measured=measured,
+    )  # fmt: skip
+    assert isinstance(baseline, Baseline)
+    assert baseline.cell == job.cell.path
+    assert baseline.idle.power_w == pytest.approx(100)
 
 
 def test_unknown_energy_is_never_zero(make: Callable[..., Record], report: RunReport, tmp_path: Path) -> None:
@@ -269,5 +328,30 @@ def test_what_does_not_fit_is_a_record_without_measurements(job: Job, tmp_path: 
     assert (record.outcome, record.reason) == (Outcome.DOES_NOT_FIT, "rank 0 wanted 2 GiB more")
     assert (record.timings, record.energy, record.counts) == (None, None, None)
     assert record.provenance.nodes == ["host3"]
+    assert record.power_cap is None
+    cap = PowerCap(asked_w=150, set_by="prolog", devices=[])
+    assemble_does_not_fit(job, tmp_path, job_id="7", node="host3", reason="too large", power_cap=cap)
+    assert read(Record, tmp_path / "result.json").power_cap == cap
     for name in ("responses", "batches", "power"):
         assert pq.read_table(tmp_path / f"{name}.parquet").num_rows == 0
+
+
+def test_gpus_come_with_how_busy_their_nodes_processors_were(
+    make: Callable[..., Record], report: RunReport
+) -> None:
+    t_s = times(70, 180)
+    busy = np.where((t_s >= report.window_start_s) & (t_s <= report.window_stop_s), 0.75, 0.1)
+    unknown = np.full(len(t_s), np.nan)
+    full = np.full(len(t_s), 0.5)
+    processors = a_device(t_s=t_s, counter_j=unknown, cpu_utilisation=busy, memory_filled=full)
+    host = HostTrace([a_node([processors], status=Status.UNAVAILABLE)])
+    utilisation = make(report, make_trace(), host=host).utilisation
+    assert utilisation is not None
+    assert (utilisation.cpu_utilisation.mean, utilisation.cpu_utilisation.max) == (0.75, 0.75)
+    # The memory of a GPU is not that of its node.
+    assert utilisation.memory_filled.mean is None
+    # Processors that are the headline have their own.
+    own = a_device(t_s=t_s, power=power_w, method=Method.RAPL, cpu_utilisation=full, memory_filled=full)
+    utilisation = make(report, a_trace(a_node([own])), host=host).utilisation
+    assert utilisation is not None
+    assert (utilisation.cpu_utilisation.mean, utilisation.memory_filled.mean) == (0.5, 0.5)

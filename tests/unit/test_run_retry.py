@@ -10,7 +10,8 @@ import pytest
 from shardwatt.attempts import Attempt, Failure
 from shardwatt.errors import CellFailure, Reason
 from shardwatt.layout import CellPaths
-from shardwatt.records import CellRecord, Outcome, write
+from shardwatt.recordfiles import write
+from shardwatt.records import CellRecord, Outcome
 from shardwatt.run.retry import refuse_hopeless
 from synthetic_cells import make_cell
 

@@ -27,7 +27,7 @@ SHARED = "--overlap --mem=0 --mpi=none --unbuffered --export=ALL"
 )
 def test_ranks_are_laid_out_by_words_alone(shape: JobShape, words: str) -> None:
     """Slurm's variables are gone inside a job: what is not said is guessed, and wrongly."""
-    expected = f"srun {words} --distribution=block --kill-on-bad-exit=1 {SHARED}"
+    expected = f"srun --job-name=shardwatt-ranks {words} --distribution=block --kill-on-bad-exit=1 {SHARED}"
     assert " ".join(rank_words(shape, 4)) == expected
 
 
@@ -37,7 +37,8 @@ def test_without_a_number_of_cpus_the_ranks_share_all() -> None:
 
 
 def test_one_helper_a_node_beside_the_ranks() -> None:
-    expected = f"srun --nodes=4 --ntasks=4 --ntasks-per-node=1 {SHARED}"
+    """Whatever slurm.conf says of steps one of whose tasks has ended: the others have limits to set back."""
+    expected = f"srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --wait=0 --kill-on-bad-exit=0 {SHARED}"
     assert " ".join(node_words(JobShape(4, 2))) == expected
 
 

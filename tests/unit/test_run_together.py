@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,18 @@ import pytest
 from executor_words import sbatch_words
 from shardwatt.cell import Cell
 from shardwatt.models import ModelError
-from shardwatt.run.together import SharedJob, shared_jobs
+from shardwatt.run.together import SharedJob, in_random_order, shared_jobs, split_comparisons
 from shardwatt.site import Site
+from shardwatt.sitepower import PowerLimits
 from slurm_site import V100, slurm_cell, slurm_site
 from small_project import make_checkpoint, make_root, write_yaml
 
 #: Short options as the executor writes them, by what they mean.
 LONG = {"-p": "--partition", "-t": "--time", "-C": "--constraint", "-A": "--account"}
+
+
+#: Cap and repeat of eight cells in the order of seed 2023.
+PINNED = [("250", 2), ("250", 1), ("150", 1), ("150", 2), ("200", 1), ("none", 1), ("200", 2), ("none", 2)]
 
 
 @pytest.fixture
@@ -81,7 +87,11 @@ def test_only_cells_that_need_the_same_ranks_share_a_job(root: Path) -> None:
     eight, two = slurm_cell(8), slurm_cell(2)
     other = replace(eight, precision="bf16")
     jobs = shared_jobs(
-        root, site_of(root), [*batches(eight, 1, 2), *batches(two, 1, 2), other, *batches(eight, 4)], 8
+        root,
+        site_of(root),
+        [*batches(eight, 1, 2), *batches(two, 1, 2), other, *batches(eight, 4)],
+        8,
+        seed=None,
     )
     assert [job.cells for job in jobs] == [
         tuple(batches(eight, 1, 2, 4)),
@@ -93,20 +103,82 @@ def test_only_cells_that_need_the_same_ranks_share_a_job(root: Path) -> None:
 def test_data_set_length_and_repeat_may_differ_in_a_job(root: Path) -> None:
     cell = slurm_cell(8)
     alike = [cell, replace(cell, dataset="alpaca"), replace(cell, length=16), replace(cell, repeat=2)]
-    (job,) = shared_jobs(root, site_of(root, {**V100, "runtime_max_min": None}), alike, 8)
+    (job,) = shared_jobs(root, site_of(root, {**V100, "runtime_max_min": None}), alike, 8, seed=None)
     assert job.cells == tuple(alike)
+
+
+def capped(cell: Cell, caps: list[str], repeats: int = 1) -> list[Cell]:
+    """A comparison: in matrix order, repeat by repeat within each cap."""
+    return [replace(cell, cap=cap, repeat=repeat) for cap in caps for repeat in range(1, repeats + 1)]
+
+
+def test_cells_that_differ_in_cap_and_repeat_alone_share_a_job(root: Path) -> None:
+    cell = replace(slurm_cell(8), batch=1)
+    free = site_of(root, {**V100, "runtime_max_min": None})
+    caps = ["none", "250", "150"]
+    small, large = capped(cell, caps), capped(replace(cell, batch=2), caps)
+    mixed = [one for pair in zip(small, large, strict=True) for one in pair]
+    jobs = shared_jobs(root, free, mixed, 4, seed=None)
+    assert [set(job.cells) for job in jobs] == [set(small), set(large)], "4 fit, and would tear a group apart"
+    assert split_comparisons(jobs) == []
+    (job,) = shared_jobs(root, free, mixed, 6, seed=None)
+    assert set(job.cells) == {*small, *large}
+
+
+def test_a_comparison_too_large_for_a_job_is_split_between_repeats_and_said_to_be(root: Path) -> None:
+    free = site_of(root, {**V100, "runtime_max_min": None})
+    group = capped(slurm_cell(8), ["none", "250", "150"], repeats=3)
+    jobs = shared_jobs(root, free, group, 7, seed=None)
+    assert [{cell.repeat for cell in job.cells} for job in jobs] == [{1, 2}, {3}]
+    assert [len(job.cells) for job in jobs] == [6, 3]
+    assert [set(split) for split in split_comparisons(jobs)] == [set(group)]
+    jobs = shared_jobs(root, free, group, 2, seed=None)
+    assert max(len(job.cells) for job in jobs) == 2
+    assert sorted(cell for job in jobs for cell in job.cells) == sorted(group), "each once"
+
+
+def test_a_prolog_that_sets_limits_has_one_cap_a_job(root: Path) -> None:
+    site = site_of(root, {**V100, "runtime_max_min": None})
+    site = site.model_copy(update={"power_limits": PowerLimits(set_by="prolog")})
+    group = capped(slurm_cell(8), ["none", "250"], repeats=2)
+    jobs = shared_jobs(root, site, group, 8, seed=None)
+    assert [{cell.cap for cell in job.cells} for job in jobs] == [{"none"}, {"250"}]
+    assert len(split_comparisons(jobs)) == 1
+
+
+def test_the_random_order_is_that_of_the_seed_and_of_nothing_else(root: Path) -> None:
+    free = site_of(root, {**V100, "runtime_max_min": None})
+    group = capped(slurm_cell(8), ["none", "250", "200", "150"], repeats=2)
+    (job,) = shared_jobs(root, free, group, 8, seed=2023)
+    (again,) = shared_jobs(root, free, reversed(group), 8, seed=2023)
+    (other,) = shared_jobs(root, free, group, 8, seed=7)
+    assert job.cells == again.cells
+    assert len({job.cells, other.cells, tuple(group)}) == 3
+    assert set(job.cells) == set(group)
+    # Pinned: the order of a published study must not change with a version of Python or of shardwatt.
+    assert [(cell.cap, cell.repeat) for cell in job.cells] == PINNED
+    some = [cell for cell in job.cells if cell.repeat == 1]
+    assert in_random_order(reversed(some), 2023) == some, "what is missing does not change the rest"
+
+
+def test_every_place_in_a_job_falls_to_every_cap() -> None:
+    """Over many seeds each cap comes first about equally often: a fixed order would favour one."""
+    group = capped(slurm_cell(8), ["none", "250", "150"])
+    first = Counter(in_random_order(group, seed)[0].cap for seed in range(300))
+    assert min(first.values()) > 60
+    assert set(first) == {"none", "250", "150"}
 
 
 def test_a_job_has_the_time_of_all_its_cells_and_no_more_of_them_than_wanted(root: Path) -> None:
     site = site_of(root, {**V100, "runtime_max_min": None})
-    jobs = shared_jobs(root, site, batches(slurm_cell(8), 1, 2, 4, 8, 16), 2)
+    jobs = shared_jobs(root, site, batches(slurm_cell(8), 1, 2, 4, 8, 16), 2, seed=None)
     assert [len(job.cells) for job in jobs] == [2, 2, 1]
     assert [job.runtime_min for job in jobs] == [120, 120, 60]
 
 
 def test_no_job_is_longer_than_its_partition_allows(root: Path) -> None:
     """V100: an hour a cell, at most 200 minutes a job."""
-    jobs = shared_jobs(root, site_of(root), batches(slurm_cell(8), 1, 2, 4, 8), 8)
+    jobs = shared_jobs(root, site_of(root), batches(slurm_cell(8), 1, 2, 4, 8), 8, seed=None)
     assert [(len(job.cells), job.runtime_min) for job in jobs] == [(3, 180), (1, 60)]
 
 
@@ -122,7 +194,7 @@ def test_a_model_that_is_not_made_yet_is_named_with_the_command_that_makes_it(ro
     write_yaml(root / "config" / "models" / "tiny.yaml", recipe)
     folder = root / "models" / "tiny" / "shards-2"
     with pytest.raises(ModelError, match=rf"make it first: snakemake --profile profiles/slurm {folder}$"):
-        shared_jobs(root, site_of(root), [replace(slurm_cell(2), model="tiny")], 8)
+        shared_jobs(root, site_of(root), [replace(slurm_cell(2), model="tiny")], 8, seed=None)
 
 
 def test_the_script_runs_all_cells_in_order_whatever_the_folders_are_called() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shardwatt.errors import CellFailure, DoesNotFit, Reason
-from shardwatt.records import write
+from shardwatt.recordfiles import write
 from shardwatt.run import watch
 from shardwatt.run.exchange import RankEnd, RankStart, rank_end_file, rank_start_file
 from shardwatt.run.launch import RankExit

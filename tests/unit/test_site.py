@@ -97,7 +97,8 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (
             gpu(memroy_gib=3),
             "gpus.v100.memroy_gib: unknown key; did you mean 'memory_gib'?; "
-            "allowed: compute_capability, environment, kind, memory_gib, per_node, slurm, tdp_source, tdp_w",
+            "allowed: compute_capability, environment, kind, memory_gib, meter, per_node, power_limits_w, "
+            "slurm, tdp_source, tdp_w",
         ),
         (gpu(kind="rocm"), "gpus.v100.kind: found 'rocm'; expected 'cuda' or 'cpu'"),
         (gpu(per_node=0), "gpus.v100.per_node: found 0; expected at least 1"),

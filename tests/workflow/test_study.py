@@ -12,7 +12,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from shardwatt.records import Outcome, Record, Status, read
+from shardwatt.readings import Status
+from shardwatt.recordfiles import read
+from shardwatt.records import Outcome, Record
 from workflow_project import Project, planned_jobs
 
 pytestmark = pytest.mark.workflow

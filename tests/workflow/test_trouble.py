@@ -22,7 +22,8 @@ import torch
 from shardwatt.attempts import Attempt, Failure
 from shardwatt.errors import Reason
 from shardwatt.layout import CellPaths
-from shardwatt.records import Outcome, Record, read
+from shardwatt.recordfiles import read
+from shardwatt.records import Outcome, Record
 from workflow_project import Project
 
 pytestmark = pytest.mark.workflow

@@ -1,4 +1,4 @@
-# Finished cells to one table, tables and the report.
+# Finished cells to tidy tables, the published tables and the report.
 
 
 # Seconds of work from small files: not worth a place in a queue.
@@ -21,6 +21,13 @@ rule aggregate:
             caption="../report/cells.rst",
             category="Cells",
             labels={"study": "{study}", "what": "a row a cell"},
+        ),
+        devices="results/{study}/devices.parquet",
+        devices_csv=report(
+            "results/{study}/devices.csv",
+            caption="../report/devices.rst",
+            category="Cells",
+            labels={"study": "{study}", "what": "a row a device of a cell"},
         ),
     log:
         "logs/{study}/aggregate.log",

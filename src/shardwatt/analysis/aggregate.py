@@ -1,4 +1,4 @@
-"""Finished cells to one tidy table: a row a cell, unknown is null, ratios are sums over sums."""
+"""Finished cells to tidy tables: a row a cell, a row a device; unknown is null, ratios are sums over sums."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from shardwatt.analysis.columns import COLUMNS, SCHEMA, WITH_INTERVAL
+from shardwatt.analysis.columns import COLUMNS, DEVICE_COLUMNS, WITH_INTERVAL
+from shardwatt.analysis.energyrow import (
+    cap_columns,
+    device_rows,
+    energy_columns,
+    limit_columns,
+    utilisation_columns,
+)
 from shardwatt.analysis.stats import FEWEST, Interval, jackknife_interval, repeats_interval
 from shardwatt.analysis.survey import CellState, State
+from shardwatt.analysis.tidy import frame_of, read_tidy, write_tidy
 from shardwatt.cell import AXES
 from shardwatt.cellfiles import read_table
 from shardwatt.errors import RecordError
-from shardwatt.records import Counts, Energy, Record, Timings, Utilisation
+from shardwatt.records import Counts, Record, Timings
 
 Row = dict[str, Any]
-
-_PARQUET, _CSV = "cells.parquet", "cells.csv"
-_DTYPES = {column.name: column.dtype for column in COLUMNS}
 
 #: What each quantity with an interval is the ratio of, batch by batch.
 _RATIOS = {
@@ -46,36 +49,31 @@ def aggregate(states: Iterable[CellState]) -> pd.DataFrame:
     """
     rows = [_row(state) for state in states]
     _add_repeat_intervals(rows)
-    columns = {
-        name: pd.array([row.get(name) for row in rows], dtype=dtype) for name, dtype in _DTYPES.items()
-    }
-    return pd.DataFrame(columns)
+    return frame_of(rows, COLUMNS)
+
+
+def aggregate_devices(states: Iterable[CellState], cells: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of a study's devices: a row for each device of each `ok` cell.
+
+    Args:
+        states: as given to `aggregate`.
+        cells: what it made of them; a cell that it found invalid has no devices.
+    """
+    rows = []
+    for state, outcome in zip(states, cells["outcome"], strict=True):
+        if state.record is not None and outcome == State.OK:
+            axes: Row = {axis: getattr(state.cell, axis) for axis in AXES}
+            rows += [axes | row for row in device_rows(state.record)]
+    return frame_of(rows, DEVICE_COLUMNS)
 
 
 def write_cells(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write cells.parquet and cells.csv, each whole or not at all, and return their paths.
-
-    In the CSV a null is an empty field.
+    """Write cells.parquet and cells.csv, and return their paths.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    parquet, csv = folder / _PARQUET, folder / _CSV
-    table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False).replace_schema_metadata(
-        SCHEMA.metadata
-    )
-    for path in (parquet, csv):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            if path == parquet:
-                pq.write_table(table, temporary, compression="zstd")
-            else:
-                frame.to_csv(temporary, index=False, date_format="%Y-%m-%dT%H:%M:%SZ", lineterminator="\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return [parquet, csv]
+    return write_tidy(frame, COLUMNS, folder, "cells")
 
 
 def read_cells(path: Path) -> pd.DataFrame:
@@ -84,14 +82,7 @@ def read_cells(path: Path) -> pd.DataFrame:
     Raises:
         RecordError: it is missing, torn, or of another schema.
     """
-    try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowException) as problem:
-        raise RecordError(f"{path}: missing, torn or unreadable: {problem}; aggregate again") from None
-    if not table.schema.equals(SCHEMA):
-        raise RecordError(f"{path}: made with other columns than this version's; aggregate again")
-    frame = pd.DataFrame({name: table.column(name).to_pylist() for name in _DTYPES}, dtype=object)
-    return frame.astype(_DTYPES)
+    return read_tidy(path, COLUMNS)
 
 
 def _row(state: CellState) -> Row:
@@ -128,6 +119,7 @@ def _described(record: Record) -> Row:
         "site": provenance.site,
         "launcher": provenance.launcher,
         "job_id": provenance.job_id,
+        "was_loaded": provenance.was_loaded,
         "commit": provenance.commit,
         "commit_dirty": provenance.commit_dirty,
         "versions": json.dumps(provenance.versions, sort_keys=True),
@@ -148,46 +140,18 @@ def _measured(record: Record, folder: Path) -> Row:
     assert counts is not None
     assert energy is not None
     assert utilisation is not None
-    row = counts.model_dump() | timings.model_dump() | _energy(energy) | _utilisation(utilisation)
-    row |= _ratios(counts, timings, row["energy_j"], row["job_energy_j"])
+    row = counts.model_dump() | timings.model_dump()
+    row |= energy_columns(energy) | utilisation_columns(utilisation)
+    row |= cap_columns(record.power_cap) | limit_columns(energy, record.power_cap)
+    row |= _ratios(counts, timings, row["energy_j"])
+    if not record.provenance.was_loaded:
+        row |= _paper_ratios(counts, timings, row["job_energy_j"])
+    row["energy_per_token_net_loaded_j"] = _ratio(row["energy_net_loaded_j"], counts.output_tokens)
     batches = _batches(folder / "batches.parquet", counts)
     return row | _within_run(batches, timings.duration_s, row["energy_j"])
 
 
-def _energy(energy: Energy) -> Row:
-    window, coverage = energy.window, energy.window.coverage
-    return {
-        "energy_j": window.joules,
-        "energy_method": window.method,
-        "energy_status": str(window.status),
-        "energy_detail": window.detail,
-        "energy_uncertainty_j": window.uncertainty_j,
-        "energy_rank0_scaled_j": energy.window_rank0_scaled.joules,
-        "prefill_j": energy.prefill.joules,
-        "walk_j": energy.walk.joules,
-        "decode_j": energy.decode.joules,
-        "between_j": energy.between.joules,
-        "job_energy_j": energy.job.joules,
-        "job_energy_status": str(energy.job.status),
-        "energy_nodes": len(coverage.nodes),
-        "energy_nodes_expected": coverage.nodes_expected,
-        "energy_devices": len(coverage.devices),
-        "energy_devices_expected": coverage.devices_expected,
-        "energy_samples": coverage.samples,
-        "energy_period_s": coverage.period_s,
-        "energy_max_gap_s": coverage.max_gap_s,
-    }
-
-
-def _utilisation(utilisation: Utilisation) -> Row:
-    row: Row = {}
-    for name in type(utilisation).model_fields:
-        values = getattr(utilisation, name)
-        row |= {name: values.mean, f"{name}_max": values.max}
-    return row
-
-
-def _ratios(counts: Counts, timings: Timings, energy_j: float | None, job_j: float | None) -> Row:
+def _ratios(counts: Counts, timings: Timings, energy_j: float | None) -> Row:
     return {
         "tokens_per_s": _ratio(counts.output_tokens, timings.duration_s),
         "words_per_s": _ratio(counts.words, timings.duration_s),
@@ -196,6 +160,12 @@ def _ratios(counts: Counts, timings: Timings, energy_j: float | None, job_j: flo
         "energy_per_token_j": _ratio(energy_j, counts.output_tokens),
         "energy_per_generated_token_j": _ratio(energy_j, counts.generated_tokens),
         "energy_per_response_j": _ratio(energy_j, counts.responses),
+    }
+
+
+def _paper_ratios(counts: Counts, timings: Timings, job_j: float | None) -> Row:
+    """What the paper makes of a job that starts its ranks and loads its model."""
+    return {
         "power_paper_w": _ratio(job_j, timings.job_duration_s),
         "energy_per_token_paper_j": _ratio(job_j, counts.output_tokens_reencoded),
         "energy_per_response_paper_j": _ratio(job_j, counts.responses),

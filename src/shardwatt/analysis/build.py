@@ -1,8 +1,8 @@
 """Tables, figures and report from whatever cells exist: what the rules and the CLI call, step by step.
 
-FOLDER is `results/STUDY`, or `results/STUDY/partial` for a look in between. It gets cells.parquet and
-cells.csv, figures/NAME.{svg,pdf,png}, tables/NAME.{csv,md,tex} and report.html. Every step after the
-first reads cells.parquet alone, so that they all show the same state of the study.
+FOLDER is `results/STUDY`, or `results/STUDY/partial` for a look in between. It gets cells.{parquet,csv},
+devices.{parquet,csv}, figures/NAME.{svg,pdf,png}, tables/NAME.{csv,md,tex} and report.html. Every step
+after the first reads cells.parquet alone, so that they all show the same state of the study.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from pathlib import Path
 import pandas as pd
 
 from shardwatt.analysis import report
-from shardwatt.analysis.aggregate import aggregate, read_cells, write_cells
+from shardwatt.analysis.aggregate import aggregate, aggregate_devices, read_cells, write_cells
+from shardwatt.analysis.columns import DEVICE_COLUMNS
 from shardwatt.analysis.figures import draw
 from shardwatt.analysis.survey import survey
 from shardwatt.analysis.tableformats import write_table
 from shardwatt.analysis.tables import tables
+from shardwatt.analysis.tidy import write_tidy
 from shardwatt.cell import AXES, Cell
 from shardwatt.errors import ShardwattError, suggestion
 from shardwatt.figurelist import FigureSpec, figures
@@ -37,7 +39,8 @@ def build_cells(
     model_fingerprints: Mapping[tuple[str, int], str] | None = None,
     dataset_hashes: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write FOLDER/cells.parquet and cells.csv: a row for every cell of the study, whatever its state.
+    """Write FOLDER/cells.{parquet,csv}, a row for every cell of the study, whatever its state, and
+    FOLDER/devices.{parquet,csv}, a row for every device of the cells that ran through.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
@@ -50,7 +53,9 @@ def build_cells(
         model_fingerprints=model_fingerprints,
         dataset_hashes=dataset_hashes,
     )
-    return write_cells(aggregate(states), folder)
+    frame = aggregate(states)
+    devices = aggregate_devices(states, frame)
+    return [*write_cells(frame, folder), *write_tidy(devices, DEVICE_COLUMNS, folder, "devices")]
 
 
 def build_figures(folder: Path, names: Sequence[str] | None = None) -> list[Path]:

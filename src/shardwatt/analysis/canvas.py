@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ class Page:
     one_scale: bool = False
 
 
-def save(page: Page, folder: Path, name: str) -> list[Path]:
-    """Draw a page and write NAME.svg, NAME.pdf and NAME.png; the same bytes from the same page.
+def save(make: Callable[[], Figure], folder: Path, name: str) -> list[Path]:
+    """Make a figure in the project's style and write NAME.svg, NAME.pdf and NAME.png; the same bytes again.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
@@ -74,7 +74,7 @@ def save(page: Page, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with mpl.rc_context(_STYLE):
-        figure = compose(page)
+        figure = make()
         for extension in FORMATS:
             path = folder / f"{name}.{extension}"
             figure.savefig(path, format=extension, dpi=200, metadata=_METADATA[extension])
@@ -82,20 +82,41 @@ def save(page: Page, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def compose(page: Page) -> Figure:
-    """Lay a page out as a matplotlib figure."""
-    panels = [panel for row in page.rows for panel in row]
-    columns = len(page.rows[0])
-    width = max(6.6, columns * max(p.width_in for p in panels) + 0.3, _words_width_in(page))
-    subtitle = textwrap.wrap(page.subtitle, int((width - 2 * _MARGIN) * _SUBTITLE_PER_IN))
-    notes = [
-        line for note in page.notes for line in textwrap.wrap(note, int((width - 2 * _MARGIN) * _NOTE_PER_IN))
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A figure with its words, and room for panels.
+
+    Attributes:
+        figure: panels made in it are laid out between the words.
+        left: where its words begin, as a share of its width.
+        top: where the words above end, as a share of its height: there is room for a legend.
+    """
+
+    figure: Figure
+    left: float
+    top: float
+
+
+def sheet(
+    title: str, subtitle: str, notes: Sequence[str], *, width: float, body: float, legend: bool = True
+) -> Sheet:
+    """Write title, subtitle and notes around free room.
+
+    Args:
+        title: one line.
+        subtitle: wrapped to the width.
+        notes: sentences below, likewise.
+        width: of the figure, in inches.
+        body: height of the panels, in inches.
+        legend: whether to keep a line free for it.
+    """
+    above = textwrap.wrap(subtitle, int((width - 2 * _MARGIN) * _SUBTITLE_PER_IN))
+    below = [
+        line for note in notes for line in textwrap.wrap(note, int((width - 2 * _MARGIN) * _NOTE_PER_IN))
     ]
-    header = _MARGIN + _TITLE + _SUBTITLE * len(subtitle) + _LEGEND
-    footer = _MARGIN + _NOTE * len(notes)
-    label_lines = max(group.count("\n") + 1 for panel in panels for group in panel.groups)
-    panel_height = (1.75 if len(page.rows) > 1 and not page.one_scale else 2.6) + 0.16 * label_lines
-    height = header + footer + panel_height * len(page.rows)
+    header = _MARGIN + _TITLE + _SUBTITLE * len(above) + (_LEGEND if legend else 0.05)
+    footer = _MARGIN + _NOTE * len(below)
+    height = header + footer + body
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -103,23 +124,35 @@ def compose(page: Page) -> Figure:
     engine.set(
         rect=(0, footer / height, 1, 1 - (header + footer) / height), w_pad=0.11, h_pad=0.07, wspace=0.01
     )
-    grid = figure.subplots(len(page.rows), columns, squeeze=False, sharey="all" if page.one_scale else "row")
+    left, top = _MARGIN / width, 1 - _MARGIN / height
+    figure.text(left, top, title, size=12, weight="bold", va="top", color=INK)
+    top -= _TITLE / height
+    figure.text(left, top, "\n".join(above), size=9, va="top", color=MUTED)
+    top -= (_SUBTITLE * len(above) + 0.05) / height
+    figure.text(
+        left, 0.6 * _MARGIN / height, "\n".join(below), size=7.5, va="bottom", color=MUTED, linespacing=1.3
+    )
+    return Sheet(figure, left, top)
+
+
+def compose(page: Page) -> Figure:
+    """Lay a page out as a matplotlib figure."""
+    panels = [panel for row in page.rows for panel in row]
+    columns = len(page.rows[0])
+    width = max(6.6, columns * max(p.width_in for p in panels) + 0.3, _words_width_in(page))
+    label_lines = max(group.count("\n") + 1 for panel in panels for group in panel.groups)
+    panel_height = (1.75 if len(page.rows) > 1 and not page.one_scale else 2.6) + 0.16 * label_lines
+    made = sheet(page.title, page.subtitle, page.notes, width=width, body=panel_height * len(page.rows))
+    grid = made.figure.subplots(
+        len(page.rows), columns, squeeze=False, sharey="all" if page.one_scale else "row"
+    )
     if page.one_scale:
         draw_row(list(grid.flat), panels, columns=columns)
     else:
         for row, axes_row in zip(page.rows, grid, strict=True):
             draw_row(axes_row, row, columns=columns)
-
-    left, top = _MARGIN / width, 1 - _MARGIN / height
-    figure.text(left, top, page.title, size=12, weight="bold", va="top", color=INK)
-    top -= _TITLE / height
-    figure.text(left, top, "\n".join(subtitle), size=9, va="top", color=MUTED)
-    top -= (_SUBTITLE * len(subtitle) + 0.05) / height
-    _legend(figure, page, left, top)
-    figure.text(
-        left, 0.6 * _MARGIN / height, "\n".join(notes), size=7.5, va="bottom", color=MUTED, linespacing=1.3
-    )
-    return figure
+    _legend(made.figure, page, made.left, made.top)
+    return made.figure
 
 
 def _words_width_in(page: Page) -> float:

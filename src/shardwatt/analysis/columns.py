@@ -1,4 +1,4 @@
-"""The columns of cells.parquet and cells.csv, from columns.csv beside this file: the one place.
+"""The columns of the tidy tables: columns.csv for cells and devicecolumns.csv for devices, beside this file.
 
 docs/results.md shows them; `python -m shardwatt.analysis.columns docs/results.md` writes them there.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Literal, cast
 
 import pyarrow as pa
 
-from shardwatt.records import SCHEMA_VERSION
+from shardwatt.recordfiles import SCHEMA_VERSION
 
 Dtype = Literal["string", "Int64", "Float64", "boolean", "datetime64[us, UTC]"]
 
@@ -59,8 +60,8 @@ WITH_INTERVAL = (
 )
 
 
-def _read() -> tuple[Column, ...]:
-    text = resources.files("shardwatt.analysis").joinpath("columns.csv").read_text(encoding="utf-8")
+def _read(name: str) -> tuple[Column, ...]:
+    text = resources.files("shardwatt.analysis").joinpath(name).read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines())
     return tuple(
         Column(
@@ -75,42 +76,57 @@ def _read() -> tuple[Column, ...]:
     )
 
 
-#: Every column, in order, as columns.csv lists them.
-COLUMNS: tuple[Column, ...] = _read()
+#: Every column of cells.parquet and cells.csv, in order.
+COLUMNS: tuple[Column, ...] = _read("columns.csv")
 
-#: The schema of cells.parquet; units and definitions travel in the fields' metadata.
-SCHEMA = pa.schema(
-    [
-        pa.field(c.name, _ARROW[c.dtype], metadata={"unit": c.unit, "definition": c.definition})
-        for c in COLUMNS
-    ],
-    metadata={"schema_version": str(SCHEMA_VERSION)},
-)
-
-BEGIN, END = "<!-- columns: begin (generated) -->", "<!-- columns: end -->"
+#: Every column of devices.parquet and devices.csv, in order.
+DEVICE_COLUMNS: tuple[Column, ...] = _read("devicecolumns.csv")
 
 
-def markdown() -> str:
-    """The columns as a Markdown table."""
-    lines = ["| column | unit | definition | source | shown in |", "| --- | --- | --- | --- | --- |"]
-    for column in COLUMNS:
-        shown = ", ".join(column.used_by) or "report"
-        row = (f"`{column.name}`", column.unit, column.definition, column.source, shown)
-        lines.append(f"| {' | '.join(row)} |")
+def schema_of(columns: Sequence[Column]) -> pa.Schema:
+    """The schema of a tidy table; units and definitions travel in the fields' metadata."""
+    return pa.schema(
+        [
+            pa.field(c.name, _ARROW[c.dtype], metadata={"unit": c.unit, "definition": c.definition})
+            for c in columns
+        ],
+        metadata={"schema_version": str(SCHEMA_VERSION)},
+    )
+
+
+#: The tables that a page holds, by the word in their markers.
+_PAGES = {"columns": COLUMNS, "device columns": DEVICE_COLUMNS}
+
+
+def markdown(columns: Sequence[Column]) -> str:
+    """Columns as a Markdown table; one that no table or figure shows is for the report or for the reader."""
+    shown = any(column.used_by for column in columns)
+    heads = ["column", "unit", "definition", "source", *(["shown in"] if shown else [])]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for column in columns:
+        cells = [f"`{column.name}`", column.unit, column.definition, column.source]
+        lines.append(_line([*cells, *([", ".join(column.used_by) or "report"] if shown else [])]))
     return "\n".join(lines)
 
 
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def with_columns(page: str) -> str:
-    """A page with the table between its two markers replaced.
+    """A page with each table between its two markers replaced.
 
     Raises:
         ValueError: a marker is missing.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"expected the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{markdown()}\n{END}{after}"
+    for name, columns in _PAGES.items():
+        first, last = f"<!-- {name}: begin (generated) -->", f"<!-- {name}: end -->"
+        before, begin, rest = page.partition(first)
+        _, end, after = rest.partition(last)
+        if not (begin and end):
+            raise ValueError(f"expected the lines {first} and {last}")
+        page = f"{before}{first}\n{markdown(columns)}\n{last}{after}"
+    return page
 
 
 if __name__ == "__main__":

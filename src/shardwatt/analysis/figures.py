@@ -1,4 +1,4 @@
-"""The figures of a study: counterparts of figures 2 to 9 of arXiv 2310.03003, from the table of cells."""
+"""The figures of a study: counterparts of figures 2 to 9 of arXiv 2310.03003, and the ratios beside them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from shardwatt.analysis.canvas import Page, save
+from shardwatt.analysis import ratios
+from shardwatt.analysis.canvas import Page, compose, save
 from shardwatt.analysis.panels import Panel, Series, rounded
 from shardwatt.analysis.points import OF_ENERGY, Point, counts_in_order, in_order, named, outcome_of, point
 from shardwatt.analysis.survey import State
@@ -42,6 +44,10 @@ CAPTIONS = {
     "batch size. Counterpart of figures 6 and 7 of arXiv 2310.03003.",
     Kind.ENERGY_PER_RESPONSE: "Joules of all devices over the inference window per response, by shards and "
     "batch size. Counterpart of figures 8 and 9 of arXiv 2310.03003.",
+    Kind.RATIOS: "Left, the scope: what the rank-0 node times the number of nodes makes of the energy that "
+    "was read on all nodes, by the same meters. Right, the method: DCGM's job statistics over NVML's "
+    "counters, of the same GPUs of the rank-0 node over the same time. A dot is a cell; the line is the "
+    "median, the box holds the middle half. The two are never multiplied or drawn on one axis.",
 }
 
 #: Columns that say what a point's value is worth, or why it has none.
@@ -112,11 +118,21 @@ def draw(frame: pd.DataFrame, spec: FigureSpec, folder: Path) -> list[Path]:
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    return save(page(frame, spec), folder, spec.name)
+    return save(lambda: figure_of(frame, spec), folder, spec.name)
+
+
+def figure_of(frame: pd.DataFrame, spec: FigureSpec) -> Figure:
+    """Lay one figure out, of whatever kind."""
+    return ratios.compose(frame, spec) if spec.kind is Kind.RATIOS else compose(page(frame, spec))
+
+
+def describe(frame: pd.DataFrame, spec: FigureSpec) -> str:
+    """What a figure shows, for readers who cannot see it."""
+    return ratios.in_words(frame) if spec.kind is Kind.RATIOS else in_words(page(frame, spec))
 
 
 def page(frame: pd.DataFrame, spec: FigureSpec) -> Page:
-    """Lay out one figure: its panels, points and words."""
+    """Lay out one figure of bars or marks: its panels, points and words."""
     # Selecting rows copies every column: only those that are shown are carried along.
     quantities = [name for name, _ in QUANTITIES[spec.kind]]
     ends = [f"{name}_{end}" for name in quantities for end in ("low", "high")]

@@ -125,7 +125,10 @@ def draw_row(axes_row: Sequence[Any], panels: Sequence[Panel], *, columns: int) 
         bar = min(_WIDEST_BAR, _GROUP / max(1, _most(panel)))
         for mark in _marks(panel, bar):
             _draw_mark(axes, mark, bar, log=panel.log)
-        _dress(axes, panel, first=index % columns == 0)
+        dress(axes, panel.title, panel.groups, panel.y_label if index % columns == 0 else "")
+        axes.set_xlabel(panel.x_label)
+        if panel.tag:
+            write_tag(axes, panel.tag)
     _scale(axes_row[0], panels)
     for axes, panel in zip(axes_row, panels, strict=True):
         _write_values(axes, panel)
@@ -176,21 +179,24 @@ def _draw_absence(axes: Any, mark: _Mark) -> None:
         axes.text(mark.x, 0.015, sign, size=8.5, color=ALERT, weight="bold", **words)
 
 
-def _dress(axes: Any, panel: Panel, *, first: bool) -> None:
-    if panel.title:
-        axes.set_title(panel.title, loc="left", size=9.5, weight="bold", color=INK)
-    axes.set_xticks(range(len(panel.groups)), panel.groups)
+def dress(axes: Any, title: str, groups: Sequence[str], y_label: str) -> None:
+    """Give axes their title, the labels of groups 1 apart, and a grid; empty words are left out."""
+    if title:
+        axes.set_title(title, loc="left", size=9.5, weight="bold", color=INK)
+    axes.set_xticks(range(len(groups)), groups)
     axes.tick_params(axis="x", length=0, pad=4)
-    spare = 0.6 if len(panel.groups) > 1 else 0.8
-    axes.set_xlim(-spare, len(panel.groups) - 1 + spare)
-    axes.set_xlabel(panel.x_label)
-    if first:
-        axes.set_ylabel(panel.y_label)
+    spare = 0.6 if len(groups) > 1 else 0.8
+    axes.set_xlim(-spare, max(0, len(groups) - 1) + spare)
+    if y_label:
+        axes.set_ylabel(y_label)
     axes.grid(axis="y", color=_GRID, linewidth=0.7)
-    if panel.tag:
-        frame = {"boxstyle": "round,pad=0.28", "fc": "white", "ec": ALERT, "lw": 0.9}
-        where = {"transform": axes.transAxes, "ha": "right", "va": "top", "zorder": 6}
-        axes.text(0.985, 0.975, panel.tag, size=8, weight="bold", color=ALERT, bbox=frame, **where)
+
+
+def write_tag(axes: Any, words: str) -> None:
+    """Write into the upper right corner what is estimated."""
+    frame = {"boxstyle": "round,pad=0.28", "fc": "white", "ec": ALERT, "lw": 0.9}
+    where = {"transform": axes.transAxes, "ha": "right", "va": "top", "zorder": 6}
+    axes.text(0.985, 0.975, words, size=8, weight="bold", color=ALERT, bbox=frame, **where)
 
 
 def _scale(axes: Any, panels: Sequence[Panel]) -> None:

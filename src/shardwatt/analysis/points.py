@@ -9,7 +9,7 @@ from statistics import fmean
 import pandas as pd
 
 from shardwatt.analysis.survey import State
-from shardwatt.records import Status
+from shardwatt.readings import Status
 
 #: Quantities made of joules: what is estimated in them is said wherever they are shown.
 OF_ENERGY = ("energy_j", "power_w", "energy_per_token_j", "energy_per_response_j")
@@ -95,7 +95,13 @@ def counts_in_order(values: pd.Series) -> list[int]:
 
 def named(axes: Sequence[tuple[str, object]]) -> str:
     """A point's place in words, e.g. `gsm8k, 16 shards, batch 512`."""
-    words = {"shards": "{} shards", "batch": "batch {}", "length": "length {}", "cap": "cap {}"}
+    words = {
+        "shards": "{} shards",
+        "batch": "batch {}",
+        "length": "length {}",
+        "cap": "cap {}",
+        "repeat": "repeat {}",
+    }
     text = ", ".join(words.get(axis, "{}").format(value) for axis, value in axes)
     return text.replace(", 1 shards", ", 1 shard")
 

@@ -13,16 +13,17 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from shardwatt.analysis import summary
-from shardwatt.analysis.figures import CAPTIONS, in_words, page
+from shardwatt.analysis import obtained, ratios, summary
+from shardwatt.analysis.figures import CAPTIONS, describe
 from shardwatt.analysis.points import named
 from shardwatt.analysis.survey import REFUSED, State
 from shardwatt.analysis.tableformats import alignment, shown
-from shardwatt.analysis.tables import Table, tables
+from shardwatt.analysis.tablemodel import Table
+from shardwatt.analysis.tables import tables
 from shardwatt.cell import AXES, Cell
 from shardwatt.cellfiles import read_table
 from shardwatt.errors import RecordError
-from shardwatt.figurelist import FORMATS, FigureSpec
+from shardwatt.figurelist import FORMATS, FigureSpec, Kind
 from shardwatt.layout import CellPaths
 from shardwatt.study import Study
 
@@ -102,10 +103,14 @@ def render(
         "counts": summary.counts(frame),
         "map": summary.cell_map(frame),
         "headlines": summary.headlines(frame),
-        "figures": [_figure(frame, spec, folder) for spec in specs],
+        "figures": [_figure(frame, spec, folder) for spec in specs if spec.kind is not Kind.RATIOS],
+        "ratio_figures": [_figure(frame, spec, folder) for spec in specs if spec.kind is Kind.RATIOS],
+        "ratios": ratios.summary(frame),
         "tables": [_shown_table(table, folder) for table in made if table.name != "outcomes"],
-        "coverage": summary.coverage(frame),
-        "details": summary.details(frame),
+        "coverage": obtained.coverage(frame),
+        "beside": obtained.beside(frame),
+        "violations": obtained.violations(frame),
+        "details": obtained.details(frame),
         "open_cells": _open_cells(frame, rerun),
         "open_more": max(0, int((frame["outcome"] != State.OK).sum()) - _ROWS_AT_MOST),
         "samples": _samples(frame, base, study_name),
@@ -114,7 +119,7 @@ def render(
         "whole": f"{rerun} results/{study_name}/report.html",
         "refused": bool(frame["outcome"].isin([str(state) for state in REFUSED]).any()),
         "remove": f"shardwatt cells {study_name} --remove-invalid",
-        "downloads": _existing(folder, ("cells.csv", "cells.parquet")),
+        "downloads": _existing(folder, ("cells.csv", "cells.parquet", "devices.csv", "devices.parquet")),
     }
     return environment.get_template("report.html.jinja").render(context)
 
@@ -143,11 +148,19 @@ def _constants(study: Study) -> list[tuple[str, str]]:
         "top_p": "top-p",
         "warmup_tokens": "warm-up tokens",
         "cache_tokens": "KV cache positions",
+        "idle_settle_s": "rest before a baseline (s)",
+        "idle_read_s": "read of a baseline (s)",
+        "cool_down_c": "cooled down to (°C)",
+        "cool_down_max_s": "waiting for that at most (s)",
     }
-    unset = "context, or longest prompt of the batch + length"
+    unset = {"cache_tokens": "context, or longest prompt of the batch + length", "cool_down_c": "no gate"}
     return [
-        (words.get(key, key), unset if value is None else f"{value:,}" if key == "prompts" else str(value))
+        (
+            words.get(key, key),
+            unset.get(key, "none") if value is None else f"{value:,}" if key == "prompts" else f"{value:g}",
+        )
         for key, value in values.items()
+        if key != "cool_down_max_s" or values["cool_down_c"] is not None
     ]
 
 
@@ -159,7 +172,7 @@ def _figure(frame: pd.DataFrame, spec: FigureSpec, folder: Path) -> _Figure:
         name=spec.name,
         title=spec.title,
         caption=f"{CAPTIONS[spec.kind]} {spec.conditions[:1].upper()}{spec.conditions[1:]}.",
-        alternative=in_words(page(frame, spec)),
+        alternative=describe(frame, spec),
         data_uri=f"data:image/svg+xml;base64,{encoded}" if encoded else "",
         files=_existing(folder, names),
     )

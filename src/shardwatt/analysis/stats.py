@@ -84,3 +84,41 @@ def jackknife_interval(numerators: Sequence[float], denominators: Sequence[float
     error = math.sqrt((count - 1) / count * math.fsum((value - centre) ** 2 for value in left_out))
     factor = math.exp(t_quantile(count - 1) * error)
     return Interval(above / below / factor, above / below * factor, count)
+
+
+def paired_ratio_half(numerators: Sequence[float], denominators: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of sum(numerators) / sum(denominators) over pairs; None for fewer than three.
+
+    With R the ratio, the standard error is sqrt(sum((a_i - R b_i)^2) / (n (n - 1))) / mean(b), taken times
+    Student's t of n - 1 degrees of freedom (ratio estimator: Cochran 1977, section 2.11). What a pair has in
+    common, such as its GPUs, is not in it.
+    """
+    count = len(numerators)
+    if count < FEWEST or len(denominators) != count or fmean(denominators) == 0:
+        return None
+    ratio = fmean(numerators) / fmean(denominators)
+    squares = math.fsum((a - ratio * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
+    return t_quantile(count - 1) * math.sqrt(squares / (count * (count - 1))) / fmean(denominators)
+
+
+def unpaired_ratio_half(numerators: Sequence[float], denominators: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of mean(numerators) / mean(denominators) of independent values.
+
+    To first order, the squared relative errors of both means add up; degrees of freedom after Welch (1947),
+    rounded down. None for fewer than three of either.
+    """
+    if min(len(numerators), len(denominators)) < FEWEST:
+        return None
+    means = [fmean(values) for values in (numerators, denominators)]
+    if 0 in means:
+        return None
+    parts = [
+        (stdev(values) / mean) ** 2 / len(values)
+        for values, mean in zip((numerators, denominators), means, strict=True)
+    ]
+    if sum(parts) == 0:
+        return 0.0
+    degrees = sum(parts) ** 2 / (
+        parts[0] ** 2 / (len(numerators) - 1) + parts[1] ** 2 / (len(denominators) - 1)
+    )
+    return abs(means[0] / means[1]) * t_quantile(math.floor(degrees)) * math.sqrt(sum(parts))

@@ -1,4 +1,4 @@
-"""What the report says in numbers: outcomes at a glance, headlines, coverage of the energy, origin."""
+"""What the report says in numbers: outcomes at a glance, headlines, origin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardwatt.analysis.panels import rounded
 from shardwatt.analysis.points import OF_ENERGY, named
 from shardwatt.analysis.survey import State
 from shardwatt.cell import AXES
-from shardwatt.records import Status
+from shardwatt.readings import Status
 
 #: Sign and words of each outcome in the map of cells.
 SIGNS = {
@@ -174,54 +174,6 @@ def _duration(seconds: float) -> str:
     if seconds < 2 * _S_PER_H:
         return f"{rounded(seconds / _S_PER_MIN)} min"
     return f"{rounded(seconds / _S_PER_H)} h"
-
-
-def coverage(frame: pd.DataFrame) -> list[dict[str, str]]:
-    """How energy was read: one row for each way, with nodes, devices, periods, gaps and uncertainty."""
-    ran = frame[frame["outcome"] == State.OK]
-    keys = ["energy_status", "energy_method", "site", "device_names"]
-    rows = []
-    for key, own in ran.groupby(keys, sort=False, dropna=False):
-        status, method, site, devices = (_text(value) or "unknown" for value in key)
-        share = (own["energy_uncertainty_j"] / own["energy_j"]).dropna()
-        rows.append(
-            {
-                "cells": str(len(own)),
-                "status": status,
-                "method": "none" if method == "unknown" else method,
-                "site": site,
-                "devices": devices,
-                "nodes read": _of(own, "energy_nodes"),
-                "devices read": _of(own, "energy_devices"),
-                "period (s)": _range(own["energy_period_s"]),
-                "longest gap (s)": _range(own["energy_max_gap_s"]),
-                "uncertainty (%)": f"up to {rounded(100 * float(share.max()))}" if len(share) else "unknown",
-            }
-        )
-    return rows
-
-
-def _of(rows: pd.DataFrame, name: str) -> str:
-    """`all` where every cell's devices were read, otherwise the worst cell."""
-    lacking = rows[rows[name] < rows[f"{name}_expected"]]
-    if lacking.empty:
-        return "all"
-    worst = lacking.iloc[0]
-    return f"{worst[name]} of {worst[f'{name}_expected']} in {len(lacking)} cells"
-
-
-def _range(values: pd.Series) -> str:
-    known = values.dropna()
-    if known.empty:
-        return "unknown"
-    low, high = rounded(float(known.min())), rounded(float(known.max()))
-    return low if low == high else f"{low} to {high}"
-
-
-def details(frame: pd.DataFrame) -> list[str]:
-    """Constants of estimates with their source, and why energy is unknown; each once."""
-    ran = frame[frame["outcome"] == State.OK]
-    return [str(text) for text in dict.fromkeys(ran["energy_detail"].dropna())]
 
 
 def origin(frame: pd.DataFrame) -> list[dict[str, str]]:

@@ -17,7 +17,8 @@ from shardwatt.cell import Cell
 from shardwatt.errors import RecordError
 from shardwatt.layout import CELL_FILES, CellPaths
 from shardwatt.leftovers import attempts_of
-from shardwatt.records import Outcome, Record, read
+from shardwatt.recordfiles import read
+from shardwatt.records import Outcome, Record
 from shardwatt.study import Constants
 
 _PARQUET_MAGIC = b"PAR1"

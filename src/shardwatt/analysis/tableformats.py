@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from shardwatt.analysis.tables import Field, Row, Table
+from shardwatt.analysis.tablemodel import Field, Row, Table
 
 #: Shown for what is not known; the CSV has an empty field instead.
 UNKNOWN = "--"

@@ -3,98 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
-from shardwatt.analysis.points import counts_in_order, point
+from shardwatt.analysis.captable import power_caps
+from shardwatt.analysis.points import counts_in_order
 from shardwatt.analysis.survey import State
+from shardwatt.analysis.tablemodel import AXIS_FIELDS, Field, Row, Table, groups, known, listed
 from shardwatt.cell import AXES
-
-Align = Literal["left", "right"]
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One column of a table.
-
-    Attributes:
-        name: its name in the CSV, which carries the unit.
-        label: its heading elsewhere.
-        digits: decimals shown; None for words and whole numbers.
-        condition: left out of what is shown where all rows have one value; the note then says it.
-    """
-
-    name: str
-    label: str
-    digits: int | None = None
-    condition: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One table.
-
-    Attributes:
-        name: its file name.
-        title: one line.
-        note: how its numbers are made, or why it is empty.
-        fields: its columns.
-        rows: values at full precision; None is unknown.
-    """
-
-    name: str
-    title: str
-    note: str
-    fields: Sequence[Field]
-    rows: Sequence[Row]
-
-    @property
-    def shown_fields(self) -> list[Field]:
-        """The columns that tell rows apart or hold a number; the CSV has them all."""
-        return [f for f in self.fields if not self._unknown(f) and not (f.condition and self._single(f))]
-
-    @property
-    def shown_note(self) -> str:
-        """The note, and what columns left out would have said."""
-        parts = [self.note]
-        throughout = [f"{f.label} {self.rows[0][f.name]}" for f in self.fields if self._said(f)]
-        unknown = [f.label for f in self.fields if self._unknown(f)]
-        if throughout:
-            parts.append(f"Throughout: {', '.join(throughout)}.")
-        if unknown:
-            parts.append(f"Unknown throughout: {', '.join(unknown)}.")
-        return " ".join(parts)
-
-    def _said(self, field: Field) -> bool:
-        return field.condition and self._single(field) and not self._unknown(field)
-
-    def _single(self, field: Field) -> bool:
-        return len({row.get(field.name) for row in self.rows}) == 1
-
-    def _unknown(self, field: Field) -> bool:
-        return bool(self.rows) and all(row.get(field.name) is None for row in self.rows)
-
 
 #: Names of the tables of a study, in order.
 TABLES = ("table-2", "table-3", "table-4", "table-5", "outcomes")
-
-_AXIS_FIELDS = {
-    "engine": Field("engine", "engine", condition=True),
-    "model": Field("model", "model"),
-    "precision": Field("precision", "precision", condition=True),
-    "gpu": Field("gpu", "GPU type"),
-    "shards": Field("shards", "shards"),
-    "batch": Field("batch", "batch size"),
-    "length": Field("length", "max. new tokens"),
-    "dataset": Field("dataset", "data set"),
-    "cap": Field("cap", "cap (W)", condition=True),
-    "repeat": Field("repeat", "repeat", condition=True),
-}
 
 _SHARES = ("memory_activity", "memory_filled", "sm_utilisation", "cpu_utilisation")
 
@@ -103,6 +25,7 @@ _SHOWN = (
     *AXES,
     *("outcome", "reason", "detail", "log", "target", "nodes"),
     *("duration_s", "tokens_per_s", "energy_j", "energy_status", "peak_memory_gib", "planned_memory_gib"),
+    *("job_id", "device_uuids"),
     *_SHARES,
     *(f"{name}_max" for name in _SHARES),
 )
@@ -146,7 +69,7 @@ def bare_minimum(frame: pd.DataFrame) -> Table:
     """Table II: fewest shards of each model and GPU type that ran, and the largest batch on them."""
     varied = _varied(frame, ("engine", "precision", "cap"))
     rows = []
-    for key, of_pair in _groups(frame, ["model", "gpu", *varied]):
+    for key, of_pair in groups(frame, ["model", "gpu", *varied]):
         length = counts_in_order(of_pair["length"])[0]
         own = of_pair[of_pair["length"] == length]
         ran = own[own["outcome"] == State.OK]
@@ -168,10 +91,10 @@ def bare_minimum(frame: pd.DataFrame) -> Table:
             }
         rows.append(row)
     fields = [
-        _AXIS_FIELDS["model"],
-        _AXIS_FIELDS["gpu"],
-        *(_AXIS_FIELDS[axis] for axis in varied),
-        _AXIS_FIELDS["length"],
+        AXIS_FIELDS["model"],
+        AXIS_FIELDS["gpu"],
+        *(AXIS_FIELDS[axis] for axis in varied),
+        AXIS_FIELDS["length"],
         Field("shards", "fewest shards"),
         Field("nodes", "nodes"),
         Field("batch", "largest batch"),
@@ -183,48 +106,12 @@ def bare_minimum(frame: pd.DataFrame) -> Table:
     return Table("table-2", "Bare minimum hardware and largest batch", note, fields, rows)
 
 
-def power_caps(frame: pd.DataFrame) -> Table:
-    """Table III: what each power cap changes in time, energy and token rate, in % of the highest."""
-    title = "What a power cap changes"
-    axes = [axis for axis in AXES if axis not in ("cap", "repeat")]
-    fields = [
-        *(_AXIS_FIELDS[axis] for axis in axes),
-        Field("cap_w", "cap (W)"),
-        Field("against", "against (W)"),
-        Field("duration_change_pct", "time (%)", 2),
-        Field("energy_change_pct", "energy (%)", 2),
-        Field("tokens_per_s_change_pct", "token rate (%)", 2),
-        Field("energy_status", "energy"),
-    ]
-    rows = []
-    for key, own in _groups(frame, axes):
-        caps = sorted(set(own["cap"]), key=_cap_order, reverse=True)
-        reference = own[own["cap"] == caps[0]]
-        for cap in caps[1:]:
-            capped = own[own["cap"] == cap]
-            rows.append(
-                {
-                    **key,
-                    "cap_w": cap,
-                    "against": caps[0],
-                    "duration_change_pct": _change(capped, reference, "duration_s"),
-                    "energy_change_pct": _change(capped, reference, "energy_j"),
-                    "tokens_per_s_change_pct": _change(capped, reference, "tokens_per_s"),
-                    "energy_status": _statuses(pd.concat([capped, reference])),
-                }
-            )
-    note = "Change in % against the highest cap, no cap counting as the highest; means of repeats."
-    if not rows:
-        note = f"The study does not vary the power cap: every cell has cap {_listed(frame['cap'])}."
-    return Table("table-3", title, note, fields, rows)
-
-
 def use_by(frame: pd.DataFrame, axis: Literal["length", "shards"], name: str, words: str) -> Table:
     """Tables IV and V: how busy and how full devices were, by maximum length or by shards."""
     others = [a for a in AXES if a not in (axis, "dataset", "repeat")]
-    fields = [*(_AXIS_FIELDS[a] for a in others), _AXIS_FIELDS[axis], *_USE_FIELDS]
+    fields = [*(AXIS_FIELDS[a] for a in others), AXIS_FIELDS[axis], *_USE_FIELDS]
     rows = []
-    for key, own in _groups(frame, others):
+    for key, own in groups(frame, others):
         ran = own[own["outcome"] == State.OK]
         if ran[axis].nunique() < 2:
             continue
@@ -232,7 +119,7 @@ def use_by(frame: pd.DataFrame, axis: Literal["length", "shards"], name: str, wo
             rows.append({**key, axis: value} | _use(ran[ran[axis] == value]))
     note = _USE_NOTE
     if frame[axis].nunique() < 2:
-        note = f"The study does not vary this axis: every cell has {axis} {_listed(frame[axis])}."
+        note = f"The study does not vary this axis: every cell has {axis} {listed(frame[axis])}."
     elif not rows:
         note = f"No two cells that differ in {axis} alone have run yet."
     return Table(name, f"Use of the devices by {words}", note, fields, rows)
@@ -241,7 +128,7 @@ def use_by(frame: pd.DataFrame, axis: Literal["length", "shards"], name: str, wo
 def outcomes(frame: pd.DataFrame) -> Table:
     """Every cell that is not `ok`, with the reason and what to ask Snakemake for."""
     fields = [
-        *_AXIS_FIELDS.values(),
+        *AXIS_FIELDS.values(),
         Field("outcome", "outcome"),
         Field("reason", "reason"),
         Field("detail", "in words"),
@@ -251,26 +138,15 @@ def outcomes(frame: pd.DataFrame) -> Table:
     open_cells = frame[frame["outcome"] != State.OK]
     names = [field.name for field in fields]
     rows: list[Row] = [
-        {name: _known(value) for name, value in zip(names, values, strict=True)}
+        {name: known(value) for name, value in zip(names, values, strict=True)}
         for values in open_cells[names].itertuples(index=False, name=None)
     ]
     note = "Every cell ran through." if not rows else f"{len(rows)} of {len(frame)} cells."
     return Table("outcomes", "Cells without a measurement", note, fields, rows)
 
 
-def _groups(frame: pd.DataFrame, axes: list[str]) -> Iterator[tuple[Row, pd.DataFrame]]:
-    """Rows that share some axes, in the study's order."""
-    for key, rows in frame.groupby(axes, sort=False):
-        values = key if isinstance(key, tuple) else (key,)
-        yield {axis: _known(value) for axis, value in zip(axes, values, strict=True)}, rows
-
-
 def _varied(frame: pd.DataFrame, axes: Sequence[str]) -> list[str]:
     return [axis for axis in axes if frame[axis].nunique() > 1]
-
-
-def _cap_order(cap: str) -> float:
-    return float("inf") if cap == "none" else float(cap)
 
 
 def _why_none(rows: pd.DataFrame) -> str:
@@ -291,15 +167,6 @@ def _words(outcome: str) -> str:
     return outcome.replace("_", " ")
 
 
-def _change(rows: pd.DataFrame, reference: pd.DataFrame, quantity: str) -> float | None:
-    now, before = point(rows, quantity).value, point(reference, quantity).value
-    return None if now is None or not before else 100 * (now / before - 1)
-
-
-def _statuses(rows: pd.DataFrame) -> str | None:
-    return ", ".join(sorted(set(rows["energy_status"].dropna()))) or None
-
-
 def _use(rows: pd.DataFrame) -> Row:
     row: Row = {}
     for name in _SHARES:
@@ -318,14 +185,3 @@ def _numbers(values: pd.Series) -> list[float]:
     """Those that are known."""
     numbers: list[float] = values.to_numpy(dtype=float, na_value=math.nan).tolist()
     return [number for number in numbers if not math.isnan(number)]
-
-
-def _listed(values: pd.Series) -> str:
-    return " or ".join(str(value) for value in dict.fromkeys(values))
-
-
-def _known(value: Any) -> Any:
-    """A plain Python value; None for null."""
-    if pd.isna(value):
-        return None
-    return value.item() if hasattr(value, "item") else value

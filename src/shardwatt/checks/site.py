@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from shardwatt.checks.caps import check_caps
 from shardwatt.checks.cluster import Cluster, ask_cluster, check_cluster, check_version
 from shardwatt.checks.environments import Environment, check_environment, probe
 from shardwatt.checks.findings import Finding, error, note, ok, warning
@@ -47,6 +48,9 @@ def check_site(
         cluster = ask_cluster()
         for finding in check_cluster(cluster, profile, profile_file):
             yield SLURM, finding
+        if site.power_limits is not None:
+            for finding in check_caps(cluster.settings, site.power_limits):
+                yield SLURM, finding
     except SlurmError as problem:
         yield SLURM, error(str(problem))
     for finding in (*_check_whole(site), *check_folders(site, base, Path(sys.executable))):

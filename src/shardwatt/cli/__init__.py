@@ -10,10 +10,12 @@ from typing import NoReturn
 import click
 
 from shardwatt import __version__
-from shardwatt.cli.analyse import aggregate, figure, report, tables
+from shardwatt.cli.analyse import aggregate, figure, power_trace, report, tables
 from shardwatt.cli.cells import cells
 from shardwatt.cli.check import check_site
 from shardwatt.cli.leftovers import wait_for_job
+from shardwatt.cli.limits import restore_power_limits
+from shardwatt.cli.meters import meters
 from shardwatt.cli.prepare import fetch, make_model, make_tokenizer, schemas
 from shardwatt.cli.run import run_cell
 from shardwatt.cli.together import run_together
@@ -37,13 +39,16 @@ def commands() -> None:
 for command in (
     cells,
     check_site,
+    meters,
     report,
     tables,
     figure,
+    power_trace,
     aggregate,
     run_cell,
     run_together,
     wait_for_job,
+    restore_power_limits,
     make_model,
     make_tokenizer,
     fetch,

@@ -8,14 +8,15 @@ import click
 
 from shardwatt.cli.leftovers import jobs_and_ends
 from shardwatt.cli.options import Place, place_options
-from shardwatt.layout import study_results
+from shardwatt.errors import ShardwattError
+from shardwatt.layout import CellPaths, study_results
 
 
 @click.command()
 @click.argument("study")
 @place_options
 def aggregate(place: Place, study: str) -> None:
-    """Write a STUDY's cells.parquet and cells.csv, a row a cell."""
+    """Write a STUDY's tables of cells and of devices, as Parquet and CSV."""
     from shardwatt.analysis.build import build_cells
 
     cells = place.cells(study)
@@ -84,6 +85,25 @@ def report(place: Place, study: str, partial: bool) -> None:
         dataset_hashes=known.dataset_hashes,
     )
     _say([path])
+
+
+@click.command("power-trace")
+@click.argument("study")
+@click.argument("cell")
+@place_options
+def power_trace(place: Place, study: str, cell: str) -> None:
+    """Draw the power of each device of a finished CELL of a STUDY over time, into results/STUDY/traces.
+
+    CELL is a path as `shardwatt cells STUDY` lists it.
+    """
+    from shardwatt.analysis.powertrace import draw_trace
+
+    known = {one.path: one for one in place.cells(study)}
+    if cell not in known:
+        raise ShardwattError(
+            f"study '{study}' has no cell {cell}; `shardwatt cells {study}` lists those that it has"
+        )
+    _say(draw_trace(CellPaths(place.base, study, known[cell]), study_results(place.base, study) / "traces"))
 
 
 def _say(paths: list[Path]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import click
 
+from shardwatt.cell import Cell
 from shardwatt.cli.filters import matcher, where_option
 from shardwatt.cli.options import Place, place_options
 from shardwatt.dag import command_environment
@@ -20,19 +22,30 @@ from shardwatt.errors import ShardwattError
 @click.option(
     "--cells-per-job", type=click.IntRange(min=2), default=8, show_default=True, help="Most cells of a job."
 )
+@click.option(
+    "--order",
+    type=click.Choice(["random", "matrix"]),
+    default="random",
+    show_default=True,
+    help="In which order the cells of a job run: random by the study's seed, always the same one, so that "
+    "what drifts in a job (heat, other users) falls on no cap and no repeat more than on another; or as the "
+    "study lists them.",
+)
 @click.option("--dry-run", "-n", is_flag=True, help="Show the jobs and submit nothing.")
 @place_options
 def run_together(
-    place: Place, study: str, filters: tuple[str, ...], cells_per_job: int, dry_run: bool
+    place: Place, study: str, filters: tuple[str, ...], cells_per_job: int, order: str, dry_run: bool
 ) -> None:
     """Submit missing cells of a STUDY, several of one model to a job, so that it is loaded once for all.
 
-    Start Snakemake afterwards: it waits for these jobs and makes the report.
+    Cells that differ in power cap and repeat alone share a job and run on the same GPUs, so that the tables
+    compare them in pairs; the jobs are shown with their cells in the order in which they will run. Start
+    Snakemake afterwards: it waits for these jobs and makes the report.
     """
     from shardwatt.analysis.survey import State
     from shardwatt.cli.states import states_now
     from shardwatt.resources import budget
-    from shardwatt.run.together import shared_jobs, submit_together
+    from shardwatt.run.together import compared, shared_jobs, split_comparisons, submit_together
 
     if place.site.launcher != "slurm":
         raise ShardwattError(
@@ -43,7 +56,8 @@ def run_together(
     cells = [cell for cell in place.cells(study) if is_meant(cell)]
     states = states_now(place, study, cells)
     missing = [state.cell for state in states if state.state in (State.MISSING, State.FAILED)]
-    shared = shared_jobs(place.root, place.site, missing, cells_per_job)
+    seed = place.study(study).seed if order == "random" else None
+    shared = shared_jobs(place.root, place.site, missing, cells_per_job, seed=seed)
     agreed = budget(place.site, [(study, cell) for cell in missing], place.site.max_gpu_hours)
     print(agreed, file=sys.stderr)
     if not dry_run:
@@ -51,11 +65,34 @@ def run_together(
         _check_alone(place.base)
         site_files = [str(path.absolute()) for path in place.site_files]
         os.environ.update(command_environment(place.root, site_files))
+    words = "" if seed is None else f", in random order by seed {seed}"
     for job in shared:
         number = "-" if dry_run else submit_together(place.base, place.site, study, sys.executable, job)
-        print(f"job {number}: {len(job.cells)} cells, time {job.runtime_min} min")
+        print(f"job {number}: {len(job.cells)} cells, time {job.runtime_min} min{words}")
         for cell in job.cells:
             print(f"  {cell.path}")
+    ran = [state.cell for state in states if state.state is State.OK]
+    for note in _unpaired(split_comparisons(shared), compared([*missing, *ran]), set(ran)):
+        print(note, file=sys.stderr)
+
+
+def _unpaired(
+    split: Sequence[Sequence[Cell]], groups: Sequence[Sequence[Cell]], ran: Collection[Cell]
+) -> Iterator[str]:
+    """What will not be compared in pairs, and why."""
+    for group in split:
+        yield (
+            f"{len(group)} cells that differ in cap and repeat alone, from {group[0].path} on, do not stand "
+            "in one job: too many for --cells-per-job or for the partition's time limit, or a prolog sets "
+            "one cap a job; tables call comparisons between jobs unpaired"
+        )
+    late = [group for group in groups if 0 < sum(cell in ran for cell in group) < len(group)]
+    if late:
+        cells = sum(cell in ran for group in late for cell in group)
+        yield (
+            f"{cells} cells with which these are compared have run in other jobs: tables call those "
+            "comparisons unpaired, unless you remove their files and submit all of them together"
+        )
 
 
 def _check_alone(base: Path) -> None:

@@ -2,95 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from shardwatt.errors import RecordError
-from shardwatt.power.curve import (
-    Array,
-    Curve,
-    Interval,
-    NoJoulesError,
-    counter_curve,
-    estimate_curve,
-    integral_curve,
-)
-from shardwatt.power.samplefiles import COLUMNS, MeterFile, meter_path, read_samples, samples_path
-from shardwatt.records import Coverage, Device, Mean, Method, Reading, Scope, Status, Utilisation, read
-
-_KNOWN = (Status.MEASURED, Status.DERIVED, Status.ESTIMATED)
-
-#: Time in s by which the samplers of a job may start, or end, apart.
-_STAGGER_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceTrace:
-    """The samples of one device.
-
-    Attributes:
-        device: whose they are.
-        columns: a field of Sample -> [samples]; NaN for unknown; `t_s` on node 0's monotonic clock.
-        curve: its energy; None where fewer than two samples know it.
-    """
-
-    device: Device
-    columns: dict[str, Array]
-    curve: Curve | None
-
-    def between(self, start_s: float, stop_s: float) -> slice:
-        """Its samples from start to stop, both included."""
-        times = self.columns["t_s"]
-        return slice(int(np.searchsorted(times, start_s)), int(np.searchsorted(times, stop_s, side="right")))
-
-
-@dataclass(frozen=True, slots=True)
-class NodeTrace:
-    """What one node's meter gave.
-
-    Attributes:
-        name: host name, or `node K` where its meter never became ready.
-        status: what its joules are worth.
-        detail: constants of an estimate, or why there are no joules.
-        devices: what was read.
-    """
-
-    name: str
-    status: Status
-    detail: str | None
-    devices: list[DeviceTrace]
+from shardwatt.power.clock import NodeClock
+from shardwatt.power.coverage import coverage
+from shardwatt.power.curve import COUNTERS, Array, Interval, NoJoulesError
+from shardwatt.power.nodetrace import DeviceTrace, NodeFiles, NodeTrace
+from shardwatt.power.sampling.files import meter_path, sampler_path, samples_path
+from shardwatt.power.states import utilisation
+from shardwatt.readings import KNOWN, Coverage, Method, Reading, Scope, Status, Utilisation
 
 
 class Trace:
-    """All samples of a job; times in s of node 0's `time.monotonic()`."""
+    """All samples of a job; times in s of node 0's `time.monotonic()`.
+
+    Attributes:
+        nodes: what each node's meter gave, that of rank 0 first.
+        devices_per_node: devices that the meter of one node should read.
+    """
 
     def __init__(self, nodes: Sequence[NodeTrace], devices_per_node: int) -> None:
         self.nodes = list(nodes)
         self.devices_per_node = devices_per_node
 
     @property
-    def span(self) -> Interval | None:
-        """The time in which every device was sampled; None without samples.
-
-        Where samplers started or ended more than 5 s apart it is the time in which any was, so that
-        the reading over it says what is missing instead of being over less.
-        """
-        ends = [
-            (times[0], times[-1])
-            for node in self.nodes
-            for device in node.devices
-            if len(times := device.curve.t_s if device.curve else device.columns["t_s"])
-        ]
-        if not ends:
-            return None
-        starts, stops = (np.array(side) for side in zip(*ends, strict=True))
-        start_s = starts.max() if np.ptp(starts) <= _STAGGER_S else starts.min()
-        stop_s = stops.min() if np.ptp(stops) <= _STAGGER_S else stops.max()
-        return float(start_s), float(stop_s)
+    def devices(self) -> list[DeviceTrace]:
+        """What was read, by node."""
+        return [device for node in self.nodes for device in node.devices]
 
     def reading(self, intervals: Sequence[Interval], scope: Scope, *, minimum_ticks: int = 0) -> Reading:
         """Joules over a union of intervals.
@@ -101,169 +42,143 @@ class Trace:
         Args:
             intervals: (start, stop) in s of node 0's `time.monotonic()`; may touch or overlap.
             scope: all nodes summed, or node 0 times the number of nodes.
-            minimum_ticks: shortest total length that is resolved, in ticks of the meter; above 0 for
-                phases.
+            minimum_ticks: shortest stretch that is resolved, in ticks of the meter; above 0 for phases.
 
         Raises:
             ValueError: an interval stops before it starts; a defect of the caller.
         """
-        merged = _union(intervals)
+        merged = union(intervals)
         nodes = self.nodes[:1] if scope is Scope.RANK0_NODE_SCALED else self.nodes
-        coverage = self._coverage(nodes, merged)
-
-        def without(status: Status, detail: str | None) -> Reading:
+        covered = self.coverage(nodes, merged)
+        try:
+            energy_j, uncertainty_j, methods = _sum(nodes, merged, minimum_ticks)
+        except _UnknownError as problem:
             return Reading(
-                joules=None, method=None, status=status, scope=scope, coverage=coverage, detail=detail
+                joules=None,
+                method=None,
+                status=problem.status,
+                scope=scope,
+                coverage=covered,
+                detail=problem.detail,
             )
-
-        for node in nodes:
-            if node.status not in _KNOWN:
-                return without(node.status, node.detail)
-        energy_j = uncertainty_j = 0.0
-        methods = set()
-        for node in nodes:
-            for device in node.devices:
-                try:
-                    if device.curve is None:
-                        raise NoJoulesError("fewer than two samples know its energy")
-                    part_j, part_uncertainty_j = device.curve.joules(merged, minimum_ticks)
-                except NoJoulesError as problem:
-                    where = f"device {device.device.index} of {node.name}"
-                    return without(Status.UNAVAILABLE, f"{where}: {problem}")
-                energy_j += part_j
-                uncertainty_j += part_uncertainty_j
-                methods.add(device.curve.method)
         scale = len(self.nodes) if scope is Scope.RANK0_NODE_SCALED else 1
         method = _weakest(methods)
-        direct = len(merged) == 1 and not minimum_ticks and scale == 1
         return Reading(
             joules=energy_j * scale,
             method=method,
-            status=_status(method, direct=direct),
+            status=status_of(method, direct=len(merged) == 1 and not minimum_ticks and scale == 1),
             scope=scope,
-            coverage=coverage,
+            coverage=covered,
             uncertainty_j=uncertainty_j * scale,
             detail="; ".join(dict.fromkeys(node.detail for node in nodes if node.detail)) or None,
         )
 
-    def _coverage(self, nodes: Sequence[NodeTrace], intervals: Sequence[Interval]) -> Coverage:
-        devices = [device for node in nodes for device in node.devices]
-        inside = [
-            device.columns["t_s"][device.between(*interval)] for device in devices for interval in intervals
-        ]
-        spacings = np.concatenate([np.diff(times) for times in inside] or [np.empty(0)])
-        return Coverage(
-            nodes=[node.name for node in nodes if node.devices],
+    def joules(self, intervals: Sequence[Interval], *, minimum_ticks: int = 0) -> float | None:
+        """Joules of all nodes over a union of intervals, without what they cover; None where unknown."""
+        try:
+            return _sum(self.nodes, union(intervals), minimum_ticks)[0]
+        except _UnknownError:
+            return None
+
+    def coverage(self, nodes: Sequence[NodeTrace], intervals: Sequence[Interval]) -> Coverage:
+        """What the samples of some of its nodes cover of a union of intervals."""
+        return coverage(
+            nodes,
+            intervals,
             nodes_expected=len(self.nodes),
-            devices=[device.device for device in devices],
             devices_expected=len(self.nodes) * self.devices_per_node,
-            samples=sum(len(times) for times in inside),
-            period_s=float(np.median(spacings)) if len(spacings) else None,
-            max_gap_s=float(np.max(spacings)) if len(spacings) else None,
         )
 
     def utilisation(self, start_s: float, stop_s: float) -> Utilisation:
         """Mean and maximum over the samples of all devices from start to stop; null where none knows."""
-        devices = [device for node in self.nodes for device in node.devices]
+        return utilisation(self.devices, start_s, stop_s)
 
-        def mean(column: str) -> Mean:
-            values = [device.columns[column][device.between(start_s, stop_s)] for device in devices]
-            known = np.concatenate([*values, np.empty(0)])
-            known = known[~np.isnan(known)]
-            if not len(known):
-                return Mean(mean=None, max=None)
-            return Mean(mean=float(known.mean()), max=float(known.max()))
-
-        return Utilisation(**{column: mean(column) for column in Utilisation.model_fields})
-
-    def rows(self, origin_s: float) -> list[dict[str, Any]]:
-        """Rows of power.parquet, by node, device and time; `t_s` counts from the origin."""
-        rows = []
+    def columns(self, origin_s: float) -> Iterator[dict[str, Array | str | int | None]]:
+        """Columns of power.parquet, device by device; `t_s` counts from the origin, NaN is unknown."""
         for node in self.nodes:
             for device in node.devices:
-                known = {
-                    name: [None if np.isnan(value) else float(value) for value in values]
-                    for name, values in device.columns.items()
-                }
-                known["t_s"] = (device.columns["t_s"] - origin_s).tolist()
-                identity = {
+                yield {
+                    **device.columns,
+                    "t_s": device.columns["t_s"] - origin_s,
                     "node": node.name,
                     "device": device.device.index,
                     "uuid": device.device.uuid,
                 }
-                rows += [
-                    identity | dict(zip(known, values, strict=True))
-                    for values in zip(*known.values(), strict=True)
-                ]
-        return rows
 
 
-def load_trace(folder: Path, nodes: int, devices_per_node: int) -> Trace:
+def load_trace(
+    folder: Path, nodes: int, devices_per_node: int, clocks: Sequence[NodeClock] | None = None
+) -> Trace:
     """Read what the samplers of a job wrote.
 
-    A node whose files are missing, torn, or of other devices than expected stays in the trace without
-    devices: energy over all nodes is then unavailable, never extrapolated.
+    A node whose files are missing, torn, or of other devices than expected stays in the trace: energy
+    over all nodes is then unavailable, never extrapolated.
 
     Args:
         folder: where the samplers wrote.
         nodes: nodes of the job.
         devices_per_node: what the meter of one node should read: the job's GPUs there, or 1 for
             processors (`metered_devices`).
+        clocks: of the nodes, in their order; None brings them together by their wall clocks.
+    """
+
+    def read_node(index: int) -> NodeFiles:
+        return NodeFiles.read(
+            meter_path(folder, index), samples_path(folder, index), sampler_path(folder, index)
+        )
+
+    traces = [
+        _as_expected(trace, devices_per_node) for trace in traces_on_one_clock(nodes, read_node, clocks)
+    ]
+    return Trace(traces, devices_per_node)
+
+
+def traces_on_one_clock(
+    nodes: int, read_node: Callable[[int], NodeFiles], clocks: Sequence[NodeClock] | None
+) -> list[NodeTrace]:
+    """Read the nodes of a job and bring them to rank 0's clock.
+
+    Args:
+        nodes: how many there are.
+        read_node: reads the files of one; raises FileNotFoundError or RecordError.
+        clocks: of the nodes, in their order; None brings them together by their wall clocks.
     """
     traces: list[NodeTrace] = []
-    clock_s: float | None = None
+    wall_s: float | None = None
     for index in range(nodes):
         try:
-            meter = read(MeterFile, meter_path(folder, index))
-            samples = read_samples(samples_path(folder, index))
-        except FileNotFoundError:
-            detail = f"node {index} has no {meter_path(folder, index).name}: its sampler never became ready"
+            files = read_node(index)
+        except FileNotFoundError as problem:
+            missing = Path(problem.filename).name
+            detail = f"node {index} has no {missing}: its sampler never became ready"
             traces.append(NodeTrace(f"node {index}", Status.UNAVAILABLE, detail, []))
             continue
         except RecordError as problem:
             traces.append(NodeTrace(f"node {index}", Status.UNAVAILABLE, str(problem), []))
             continue
+        meter = files.meter
         if index == 0:
-            clock_s = meter.wall_minus_monotonic_s
-        if clock_s is None:
+            wall_s = meter.wall_minus_monotonic_s
+        if clocks is not None and clocks[index].node == meter.node:
+            traces.append(files.trace(clocks[index]))
+        elif clocks is not None:
+            # Joules of one node would be taken for those of another.
+            detail = f"{meter.node}: as node {index} it has a meter, and {clocks[index].node} has its ranks"
+            traces.append(NodeTrace(meter.node, Status.UNAVAILABLE, detail, []))
+        elif wall_s is not None:
+            traces.append(files.trace(NodeClock(meter.node, meter.wall_minus_monotonic_s - wall_s, None)))
+        else:
             detail = f"{meter.node}: without node 0's meter its clock cannot be brought to node 0's"
             traces.append(NodeTrace(meter.node, Status.UNAVAILABLE, detail, []))
-            continue
-        offset_s = meter.wall_minus_monotonic_s - clock_s
-        traces.append(_node_trace(meter, samples, offset_s, devices_per_node))
-    return Trace(traces, devices_per_node)
+    return traces
 
 
-def _node_trace(
-    meter: MeterFile, samples: Sequence[Sequence[float]], offset_s: float, devices_expected: int
-) -> NodeTrace:
-    table = np.array(samples, dtype=np.float64).reshape(-1, len(COLUMNS))
-    devices = []
-    for device in meter.devices:
-        own = table[table[:, COLUMNS.index("device")] == device.index]
-        columns = {name: own[:, place] for place, name in enumerate(COLUMNS) if name != "device"}
-        columns["t_s"] = columns["t_s"] + offset_s
-        devices.append(DeviceTrace(device, columns, _curve(meter, columns)))
-    status, detail = meter.status, meter.detail
-    if status in _KNOWN and len(devices) != devices_expected:
-        status = Status.UNAVAILABLE
-        detail = f"{meter.node}: its meter read {len(devices)} devices; expected {devices_expected}"
-    return NodeTrace(meter.node, status, detail, devices)
+def union(intervals: Sequence[Interval]) -> list[Interval]:
+    """Sort intervals, join those that touch or overlap, drop empty ones.
 
-
-def _curve(meter: MeterFile, columns: dict[str, Array]) -> Curve | None:
-    if meter.status not in _KNOWN:
-        return None
-    t_s, counter_j, power_w = columns["t_s"], columns["counter_j"], columns["power_w"]
-    if meter.method is Method.ESTIMATE:
-        return estimate_curve(t_s, power_w)
-    if np.any(~np.isnan(counter_j)):
-        return counter_curve(t_s, counter_j)
-    return integral_curve(t_s, power_w)
-
-
-def _union(intervals: Sequence[Interval]) -> list[Interval]:
-    """Sort intervals, join those that touch or overlap, drop empty ones."""
+    Raises:
+        ValueError: one stops before it starts.
+    """
     merged: list[Interval] = []
     for start_s, stop_s in sorted(intervals):
         if stop_s < start_s:
@@ -277,13 +192,64 @@ def _union(intervals: Sequence[Interval]) -> list[Interval]:
     return merged
 
 
-def _weakest(methods: set[Method]) -> Method:
-    """The method that bounds what a sum over devices is worth."""
-    order = (Method.ESTIMATE, Method.POWER_INTEGRAL, Method.NVML_COUNTER)
-    return next(method for method in order if method in methods)
+def status_of(method: Method, *, direct: bool) -> Status:
+    """What joules are worth that were obtained so.
 
-
-def _status(method: Method, *, direct: bool) -> Status:
+    Args:
+        method: how.
+        direct: whether over one interval, and not scaled.
+    """
     if method is Method.ESTIMATE:
         return Status.ESTIMATED
-    return Status.MEASURED if method is Method.NVML_COUNTER and direct else Status.DERIVED
+    return Status.MEASURED if method in COUNTERS and direct else Status.DERIVED
+
+
+class _UnknownError(Exception):
+    """A sum over devices that is not known."""
+
+    def __init__(self, status: Status, detail: str | None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+def _sum(
+    nodes: Sequence[NodeTrace], intervals: Sequence[Interval], minimum_ticks: int
+) -> tuple[float, float, set[Method]]:
+    """Joules of the nodes' devices, the uncertainty of that, and how they were obtained.
+
+    Raises:
+        _UnknownError: one of them is not known.
+    """
+    for node in nodes:
+        if node.status not in KNOWN:
+            raise _UnknownError(node.status, node.detail)
+    energy_j = uncertainty_j = 0.0
+    methods = set()
+    for node in nodes:
+        for device in node.devices:
+            try:
+                method, part_j, part_uncertainty_j = device.joules(intervals, minimum_ticks)
+            except NoJoulesError as problem:
+                where = f"device {device.device.index} of {node.name}"
+                raise _UnknownError(Status.UNAVAILABLE, f"{where}: {problem}") from None
+            energy_j += part_j
+            uncertainty_j += part_uncertainty_j
+            methods.add(method)
+    if not methods:
+        raise _UnknownError(Status.UNAVAILABLE, "no device was read")
+    return energy_j, uncertainty_j, methods
+
+
+def _as_expected(node: NodeTrace, devices: int) -> NodeTrace:
+    """A node's trace; without joules for sums where its meter read more or fewer devices."""
+    if node.status not in KNOWN or len(node.devices) == devices:
+        return node
+    detail = f"{node.name}: its meter read {len(node.devices)} devices; expected {devices}"
+    return replace(node, status=Status.UNAVAILABLE, detail=detail)
+
+
+def _weakest(methods: set[Method]) -> Method:
+    """The method that bounds what a sum over devices is worth."""
+    order = (Method.ESTIMATE, Method.POWER_INTEGRAL, Method.RAPL, Method.NVML_COUNTER)
+    return next(method for method in order if method in methods)

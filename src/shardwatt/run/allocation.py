@@ -30,11 +30,15 @@ class Allocation:
     Args:
         job_id: Slurm's.
         margin_s: time in s before the job's time limit at which the cell is to end by itself.
+
+    Attributes:
+        has_whole_nodes: whether no other job can share its nodes; None where Slurm does not tell.
     """
 
     def __init__(self, job_id: str, margin_s: float) -> None:
         self.job_id = job_id
         self._margin_s = margin_s
+        self.has_whole_nodes: bool | None = None
         self._limit_s: float | None = None
         self._is_known = False
         self._ask_again_s = 0.0
@@ -68,7 +72,7 @@ class Allocation:
             return
         # The limit may have been moved since, or Slurm did not answer before.
         self._learn(_ask(self.job_id))
-        left_s = self._left_s()
+        left_s = self.left_s()
         if left_s is not None and left_s <= self._margin_s:
             raise self._out_of_time()
 
@@ -82,9 +86,10 @@ class Allocation:
         known = reason_of(job) if job else None
         if known is not None:
             return CellFailure(known[0], f"{said}: {known[1]}")
-        # The limit may have been moved since.
-        self._learn(job)
-        left_s = self._left_s()
+        # The limit may have been moved since; a job that is being ended tells its end instead.
+        if job is None or job.state != _BEING_ENDED:
+            self._learn(job)
+        left_s = self.left_s()
         if left_s is not None and left_s <= self._margin_s + SIGNAL_EARLY_S:
             return self._out_of_time()
         return CellFailure(Reason.CANCELLED, f"{said}; expected to run to its end")
@@ -135,9 +140,11 @@ class Allocation:
             self._ask_again_s = time.monotonic() + _ASK_AGAIN_S
             return
         self._is_known = True
+        self.has_whole_nodes = job.has_whole_nodes
         self._limit_s = _on_this_clock(job)
 
-    def _left_s(self) -> float | None:
+    def left_s(self) -> float | None:
+        """Time in s until the job's time limit; None where there is none, or Slurm does not tell."""
         return None if self._limit_s is None else self._limit_s - time.monotonic()
 
     def _out_of_time(self) -> CellFailure:

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from shardwatt import cellfiles
 from shardwatt.data.tokenizer import count_words
-from shardwatt.engine.protocol import PhaseName
 from shardwatt.errors import CellFailure, Reason, RecordError
 from shardwatt.plan.memory import memory_need
 from shardwatt.power.trace import Trace
-from shardwatt.records import (
-    CellRecord,
-    Counts,
-    Energy,
-    Memory,
-    Outcome,
-    Provenance,
-    Record,
-    Scope,
-    Timings,
-    read,
-    write,
-)
+from shardwatt.readings import PowerCap, Utilisation
+from shardwatt.recordfiles import read, write
+from shardwatt.records import CellRecord, Counts, Memory, Outcome, Provenance, Record, Timings
+from shardwatt.run import spans
+from shardwatt.run.energy import MINIMUM_TICKS, energy_of
 from shardwatt.run.exchange import PARTIAL_FILE, BatchRun, PartialRun, RankEnd, RunReport
 from shardwatt.run.job import Job
+from shardwatt.run.measured import Baseline, Measured
 from shardwatt.run.provenance import versions
-
-#: A batch or a phase shorter than so many ticks of its meter has no joules of its own: they would be
-#: interpolation, not reading (docs/results.md).
-MINIMUM_TICKS = 10
-
-Interval = tuple[float, float]
+from shardwatt.study import Constants
 
 
 def assemble(
@@ -46,10 +33,9 @@ def assemble(
     started_at: datetime,
     report: RunReport,
     ends: Sequence[RankEnd],
-    trace: Trace,
-    job_span: Interval,
+    measured: Measured,
     was_loaded: bool = False,
-) -> None:
+) -> Baseline | None:
     """Write the four files of a cell that ended `ok` into its work folder.
 
     Args:
@@ -60,21 +46,27 @@ def assemble(
         started_at: start of the attempt, UTC.
         report: what rank 0 measured.
         ends: how each rank ended.
-        trace: what the meters read.
-        job_span: from before the ranks were started to after the last one ended, in s of
-            `time.monotonic()`, while the meters ran.
+        measured: what the meters gave.
         was_loaded: whether the ranks had run another cell before.
+
+    Returns:
+        The idle power before any rank had touched the devices, for the next cells of the job; None where
+        it is not known.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
         CellFailure: METER_UNAVAILABLE, other GPUs were metered than computed.
     """
+    trace = measured.trace
     _check_devices(ends, trace)
+    energy, baseline = energy_of(
+        job.cell.path, job.constants, job.gpu_type, report, measured, was_loaded=was_loaded
+    )
     responses = _response_rows(job, report.batches)
     batches = _batch_rows(job, report, trace, responses)
     cellfiles.write_table(work / "responses.parquet", responses)
     cellfiles.write_table(work / "batches.parquet", batches)
-    cellfiles.write_table(work / "power.parquet", trace.rows(report.window_start_s))
+    cellfiles.write_columns(work / "power.parquet", trace.columns(report.window_start_s))
     peaks = [end.peak_memory_gib for end in ends if end.peak_memory_gib is not None]
     record = Record(
         study=job.study,
@@ -83,15 +75,26 @@ def assemble(
         constants_hash=job.constants.hash,
         outcome=Outcome.OK,
         nodes=job.shape.nodes,
-        timings=_timings(report, job_span, started_at),
+        timings=_timings(report, measured, job.constants, started_at),
         counts=_counts(job, responses, batches),
-        energy=_energy(report, trace, job_span),
-        utilisation=trace.utilisation(report.window_start_s, report.window_stop_s),
+        energy=energy,
+        power_cap=measured.power_cap,
+        utilisation=_utilisation(report, measured),
         memory=Memory(peak_memory_gib=max(peaks) if peaks else None, planned_memory_gib=_planned(job)),
         inputs=job.inputs,
         provenance=_provenance(job, job_id, node, ends, trace, report.versions, was_loaded=was_loaded),
     )
     write(record, work / "result.json")
+    return baseline
+
+
+def _utilisation(report: RunReport, measured: Measured) -> Utilisation:
+    """That of the devices, and with GPUs the nodes' processors beside them."""
+    window = (report.window_start_s, report.window_stop_s)
+    devices, host = measured.trace.utilisation(*window), measured.host.utilisation(*window)
+    if devices.cpu_utilisation.mean is not None:
+        return devices
+    return devices.model_copy(update={"cpu_utilisation": host.cpu_utilisation})
 
 
 def _check_devices(ends: Sequence[RankEnd], trace: Trace) -> None:
@@ -132,8 +135,18 @@ def keep_partial(job: Job, work: Path, target: Path) -> Path | None:
     return target
 
 
-def assemble_does_not_fit(job: Job, work: Path, *, job_id: str, node: str, reason: str) -> None:
+def assemble_does_not_fit(
+    job: Job, work: Path, *, job_id: str, node: str, reason: str, power_cap: PowerCap | None = None
+) -> None:
     """Write the four files of a cell whose device ran out of memory: an ordinary record, empty tables.
+
+    Args:
+        job: what was to be done.
+        work: the attempt's work folder.
+        job_id: the attempt's.
+        node: the supervisor's host.
+        reason: which rank ran out of memory, and what it asked for.
+        power_cap: under which limits it did.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
@@ -148,6 +161,7 @@ def assemble_does_not_fit(job: Job, work: Path, *, job_id: str, node: str, reaso
         outcome=Outcome.DOES_NOT_FIT,
         reason=reason,
         nodes=job.shape.nodes,
+        power_cap=power_cap,
         memory=Memory(peak_memory_gib=None, planned_memory_gib=_planned(job)),
         inputs=job.inputs,
         provenance=_provenance(job, job_id, node, [], None, versions(), was_loaded=False),
@@ -185,7 +199,6 @@ def _batch_rows(
     for index, run in enumerate(report.batches):
         own = responses[first : first + len(run.tokens)]
         first += len(own)
-        energy = trace.reading([(run.start_s, run.stop_s)], Scope.ALL_NODES, minimum_ticks=MINIMUM_TICKS)
         row: dict[str, Any] = {
             "batch": index,
             "rows": len(own),
@@ -195,49 +208,28 @@ def _batch_rows(
             "output_tokens": sum(response["output_tokens"] for response in own),
             "generated_tokens": run.generated_tokens,
             "words": sum(response["words"] for response in own),
-            "energy_j": energy.joules,
+            "energy_j": trace.joules([(run.start_s, run.stop_s)], minimum_ticks=MINIMUM_TICKS),
         }
-        for phase in _PHASES:
-            spans = list(_spans(run, phase))
-            row[f"{phase}_s"] = _length(spans)
-            row[f"{phase}_j"] = trace.reading(spans, Scope.ALL_NODES, minimum_ticks=MINIMUM_TICKS).joules
+        for phase in spans.PHASES:
+            own_spans = spans.phase_of_batch(run, phase)
+            row[f"{phase}_s"] = spans.length_s(own_spans)
+            row[f"{phase}_j"] = trace.joules(own_spans, minimum_ticks=MINIMUM_TICKS)
         rows.append(row)
     return rows
 
 
-_PHASES: tuple[PhaseName, ...] = ("prefill", "walk", "decode")
-
-
-def _spans(run: BatchRun, phase: PhaseName) -> Iterator[Interval]:
-    return ((p.start_s, p.stop_s) for p in run.phases if p.name == phase)
-
-
-def _all_spans(report: RunReport, phase: PhaseName) -> list[Interval]:
-    return [span for run in report.batches for span in _spans(run, phase)]
-
-
-def _between(report: RunReport) -> list[Interval]:
-    """The parts of the window that belong to no phase."""
-    spans = sorted((p.start_s, p.stop_s) for run in report.batches for p in run.phases)
-    borders = [report.window_start_s, *(t for span in spans for t in span), report.window_stop_s]
-    return [(start, stop) for start, stop in zip(borders[::2], borders[1::2], strict=True) if stop > start]
-
-
-def _length(spans: Sequence[Interval]) -> float:
-    return sum(stop - start for start, stop in spans)
-
-
-def _timings(report: RunReport, job_span: Interval, started_at: datetime) -> Timings:
-    phases = {f"{phase}_s": _length(_all_spans(report, phase)) for phase in _PHASES}
+def _timings(report: RunReport, measured: Measured, constants: Constants, started_at: datetime) -> Timings:
+    phases = {f"{phase}_s": spans.length_s(spans.phase_of(report, phase)) for phase in spans.PHASES}
     return Timings(
         started_at=started_at,
         ended_at=datetime.now(UTC),
         duration_s=report.window_stop_s - report.window_start_s,
-        between_s=_length(_between(report)),
-        job_duration_s=job_span[1] - job_span[0],
+        between_s=spans.length_s(spans.between(report)),
+        job_duration_s=spans.length_s(spans.job_of(report, measured.job_span, constants.idle_settle_s)),
         rendezvous_s=max(0.0, report.rendezvous_s),
         load_s=report.load_s,
         warmup_s=report.warmup_s,
+        cool_down_s=measured.cool_down.waited_s if measured.cool_down else None,
         **phases,
     )
 
@@ -252,21 +244,6 @@ def _counts(job: Job, responses: Sequence[dict[str, Any]], batches: Sequence[dic
         words=sum(row["words"] for row in batches),
         responses=len(responses),
         batches=len(batches),
-    )
-
-
-def _energy(report: RunReport, trace: Trace, job_span: Interval) -> Energy:
-    window = [(report.window_start_s, report.window_stop_s)]
-    phases = {
-        phase: trace.reading(_all_spans(report, phase), Scope.ALL_NODES, minimum_ticks=MINIMUM_TICKS)
-        for phase in _PHASES
-    }
-    return Energy(
-        window=trace.reading(window, Scope.ALL_NODES),
-        window_rank0_scaled=trace.reading(window, Scope.RANK0_NODE_SCALED),
-        between=trace.reading(_between(report), Scope.ALL_NODES, minimum_ticks=MINIMUM_TICKS),
-        job=trace.reading([job_span], Scope.ALL_NODES),
-        **phases,
     )
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from shardwatt.attempts import Attempt, Failure
 from shardwatt.errors import CellFailure, Reason, RecordError, ShardwattError, storage_failure
 from shardwatt.layout import CellPaths
-from shardwatt.records import CellRecord, Outcome, write
+from shardwatt.recordfiles import write
+from shardwatt.records import CellRecord, Outcome
 from shardwatt.run.endings import tail
 from shardwatt.run.signals import EndingSignals
 from shardwatt.run.workfolder import WorkFolder, remove_abandoned

@@ -14,7 +14,8 @@ from pathlib import Path
 from shardwatt.cellfiles import SCHEMAS, read_table
 from shardwatt.errors import RecordError
 from shardwatt.layout import CELL_FILES, CellPaths
-from shardwatt.records import Inputs, Record, read
+from shardwatt.recordfiles import read
+from shardwatt.records import Inputs, Record
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shardwatt.records import write
+from shardwatt.recordfiles import write
 from shardwatt.run.exchange import JOB_FILE, JobSpec, NextCell, next_file
 from shardwatt.run.job import Job
 from shardwatt.run.launch import RankGroup, launch_local

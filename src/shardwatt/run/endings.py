@@ -13,7 +13,8 @@ from shardwatt.cell import Cell
 from shardwatt.errors import Reason, RecordError, SlurmError
 from shardwatt.layout import CellPaths
 from shardwatt.leftovers import attempts_of, read_attempt
-from shardwatt.records import CellRecord, Outcome, read, write
+from shardwatt.recordfiles import read, write
+from shardwatt.records import CellRecord, Outcome
 from shardwatt.run.workfolder import remove_of_job
 from shardwatt.slurm import available, dead_nodes, find_job, is_job_id, jobs_here
 from shardwatt.slurmjob import SlurmJob, reason_of
@@ -26,7 +27,10 @@ UNKNOWN = "UNKNOWN"
 
 #: What a supervisor saw that may have been Slurm's doing.
 MAY_BE_SLURMS = frozenset(
-    {Reason.CANCELLED, Reason.RANK_DIED, Reason.COLLECTIVE_TIMEOUT, Reason.METER_UNAVAILABLE}
+    {
+        *(Reason.CANCELLED, Reason.RANK_DIED, Reason.COLLECTIVE_TIMEOUT, Reason.METER_UNAVAILABLE),
+        Reason.POWER_CAP_LOST,
+    }
 )
 
 #: What it then was.

@@ -9,7 +9,8 @@ from shardwatt.architectures import Architecture
 from shardwatt.engine.protocol import Finish, PhaseName
 from shardwatt.errors import Reason
 from shardwatt.models import Checkpoint
-from shardwatt.records import CellRecord, RecordModel
+from shardwatt.recordfiles import SCHEMA_VERSION, RecordModel, SchemaVersion
+from shardwatt.records import CellRecord
 from shardwatt.site import GpuType
 from shardwatt.study import Constants
 
@@ -18,7 +19,7 @@ RUN_FILE = "run.json"
 PROGRESS_FILE = "progress.json"
 PARTIAL_FILE = "partial.json"
 
-Stage = Literal["load", "warm-up", "run"]
+Stage = Literal["load", "idle", "warm-up", "run"]
 
 
 class BatchPlan(RecordModel):
@@ -34,7 +35,7 @@ class BatchPlan(RecordModel):
 class JobSpec(RecordModel):
     """Everything that a rank needs to know: job.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = SCHEMA_VERSION
     job_id: str
     cell: CellRecord
     constants: Constants
@@ -59,6 +60,12 @@ class JobSpec(RecordModel):
     log_folder: Path
     """Folder of the rank logs, absolute."""
     batches: list[BatchPlan]
+    visible_devices: str | None = None
+    """CUDA_VISIBLE_DEVICES of the supervisor, for ranks on its machine; None where it is not set."""
+    idle: tuple[float, float] | None = None
+    """For the baseline with the model loaded: time in s to settle, and to be read; None for no baseline."""
+    gated: bool = False
+    """Whether rank 0 asks the supervisor before it opens the window, and after it has closed it."""
     more: bool = False
     """Whether the ranks stay with the model loaded for another cell."""
 
@@ -70,7 +77,7 @@ class JobSpec(RecordModel):
 class RankStart(RecordModel):
     """A rank has begun: rank-R.start.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = SCHEMA_VERSION
     rank: int
     node: str
     pid: int
@@ -81,7 +88,7 @@ class RankStart(RecordModel):
 class RankEnd(RecordModel):
     """How a rank ended: rank-R.end.json. A rank that is killed leaves none."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = SCHEMA_VERSION
     rank: int
     node: str
     ok: bool
@@ -91,6 +98,14 @@ class RankEnd(RecordModel):
     peak_memory_gib: float | None = None
     device_uuid: str | None = None
     """The GPU that computed, as the driver knows it; None for processors."""
+    barrier_s: float | None = None
+    """When it left the barrier that opens the window, in s of its node's `time.monotonic()`: the same
+    moment on every node, within a message's time."""
+    barrier_wall_s: float | None = None
+    """The same by its node's wall clock, in s since the epoch."""
+    closing_s: float | None = None
+    """When it left the barrier that closes the window, in s of its node's `time.monotonic()`: likewise one
+    moment, by which clocks that drifted meanwhile are brought together again."""
 
 
 class PhaseTime(RecordModel):
@@ -115,12 +130,17 @@ class BatchRun(RecordModel):
 class RunReport(RecordModel):
     """What rank 0 measured: run.json; times in s of its `time.monotonic()`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = SCHEMA_VERSION
     window_start_s: float
     window_stop_s: float
     rendezvous_s: float
     load_s: float
     warmup_s: float
+    idle_loaded: tuple[float, float] | None
+    """From when to when the ranks waited on the host with the model loaded, for the baseline, after they had
+    settled; None where none was asked for."""
+    gate_waits: list[tuple[float, float]] = []
+    """From when to when the ranks waited beside the window for DCGM."""
     batches: list[BatchRun]
     versions: dict[str, str]
     """Versions of what rank 0 ran on."""
@@ -129,14 +149,14 @@ class RunReport(RecordModel):
 class PartialRun(RecordModel):
     """The batches that rank 0 had finished when it was asked to end early: partial.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = SCHEMA_VERSION
     batches: list[BatchRun]
 
 
 class NextCell(RecordModel):
     """Which cell the ranks of a job run as their K-th: next-K.json in the folder that they share."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = SCHEMA_VERSION
     work: Path
     """Work folder of the next cell, which holds its job.json."""
 

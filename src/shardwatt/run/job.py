@@ -17,6 +17,7 @@ from shardwatt.data.fetch import verify
 from shardwatt.data.prompts import load_prompts, sample_prompts
 from shardwatt.data.tokenizer import Tokenizer, cache_positions, check_lengths
 from shardwatt.datasets import load_catalogue
+from shardwatt.devices import VISIBLE
 from shardwatt.errors import CellFailure, Reason, ShardwattError, StudyError
 from shardwatt.jobshape import JobShape, job_shape
 from shardwatt.matrix import expand
@@ -46,6 +47,7 @@ class Job:
         batches: the prompts, tokenised.
         threads_per_rank: CPU threads of each rank.
         commit: the project's git commit and whether files differ from it, when the attempt began.
+        measured_only: whether the study refuses energy that is not measured.
     """
 
     root: Path
@@ -61,6 +63,7 @@ class Job:
     batches: list[BatchPlan]
     threads_per_rank: int
     commit: tuple[str | None, bool | None]
+    measured_only: bool = False
 
     @property
     def gpu_type(self) -> GpuType:
@@ -70,7 +73,16 @@ class Job:
     def prompts(self) -> int:
         return sum(len(batch.prompts) for batch in self.batches)
 
-    def spec(self, *, job_id: str, log_folder: Path, launched_at_s: float, more: bool = False) -> JobSpec:
+    def spec(
+        self,
+        *,
+        job_id: str,
+        log_folder: Path,
+        launched_at_s: float,
+        idle: tuple[float, float] | None = None,
+        gated: bool = False,
+        more: bool = False,
+    ) -> JobSpec:
         """What the ranks are told."""
         return JobSpec(
             job_id=job_id,
@@ -93,6 +105,9 @@ class Job:
             launched_at_s=launched_at_s,
             log_folder=log_folder.absolute(),
             batches=self.batches,
+            visible_devices=os.environ.get(VISIBLE),
+            idle=idle,
+            gated=gated,
             more=more,
         )
 
@@ -161,6 +176,7 @@ def plan_job(root: Path, name: str, study: Study, site: Site, cell: Cell) -> Job
         batches=_batches(ids, tokens, cell, architecture, study.cache_tokens),
         threads_per_rank=_threads(site, cell.gpu, shape),
         commit=git_state(root),
+        measured_only=study.energy == "measured",
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from shardwatt.devices import VISIBLE, names
+
+_IN_SUBMITIT = "SUBMITIT_LOCAL_GLOBALID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,21 @@ class Place:
     in_step: bool
 
 
+def see_devices(visible: str | None, environment: MutableMapping[str, str]) -> None:
+    """Give a rank that submitit started the devices of its supervisor: submitit hides all GPUs from its
+    tasks, or names them by numbers alone.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES of the supervisor; None where it is not set.
+        environment: of this process; changed.
+    """
+    if _IN_SUBMITIT not in environment:
+        return
+    environment.pop(VISIBLE, None)
+    if visible is not None:
+        environment[VISIBLE] = visible
+
+
 def own_place(ranks_per_node: int, environment: Mapping[str, str] = os.environ) -> Place:
     """This process's place.
 
@@ -34,12 +51,12 @@ def own_place(ranks_per_node: int, environment: Mapping[str, str] = os.environ) 
         ranks_per_node: ranks on each node.
         environment: of this process.
     """
-    in_step = "SUBMITIT_LOCAL_GLOBALID" not in environment
+    in_step = _IN_SUBMITIT not in environment
     names_of_it = (
         ("SLURM_PROCID", "SLURM_LOCALID")
         if in_step
         else (
-            "SUBMITIT_LOCAL_GLOBALID",
+            _IN_SUBMITIT,
             "SUBMITIT_LOCAL_LOCALID",
         )
     )

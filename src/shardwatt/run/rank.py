@@ -19,7 +19,7 @@ import psutil
 
 from shardwatt.errors import CellFailure, DoesNotFit, Reason, storage_failure
 from shardwatt.layout import is_there, listed
-from shardwatt.records import read, write
+from shardwatt.recordfiles import read, write
 from shardwatt.run.batches import TimedResults, batch_run
 from shardwatt.run.exchange import (
     JOB_FILE,
@@ -33,7 +33,7 @@ from shardwatt.run.exchange import (
     rank_end_file,
     rank_start_file,
 )
-from shardwatt.run.place import Place, own_place
+from shardwatt.run.place import Place, own_place, see_devices
 
 if TYPE_CHECKING:
     from shardwatt.run.session import Session
@@ -62,6 +62,7 @@ def main(session_folder: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     work = read(NextCell, next_file(session, 0)).work
     spec = read(JobSpec, work / JOB_FILE)
+    see_devices(spec.visible_devices, os.environ)
     place = own_place(spec.ranks_per_node)
     node = platform.node()
     _redirect_output(spec.log_folder / f"rank-{place.rank}.log")

@@ -6,7 +6,7 @@ from shardwatt.attempts import Failure
 from shardwatt.errors import INCURABLE, CellFailure, RecordError
 from shardwatt.layout import CellPaths
 from shardwatt.leftovers import attempts_of
-from shardwatt.records import read
+from shardwatt.recordfiles import read
 
 
 def refuse_hopeless(paths: CellPaths, constants_hash: str, job_id: str, number: int) -> None:

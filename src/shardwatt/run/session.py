@@ -17,9 +17,11 @@ from shardwatt.engine.load import load_engine
 from shardwatt.engine.parallel import Ranks, join
 from shardwatt.engine.protocol import Engine, Sampling
 from shardwatt.errors import CellFailure, Reason
-from shardwatt.records import write
+from shardwatt.recordfiles import write
+from shardwatt.run.baseline import left_alone
 from shardwatt.run.batches import TimedResults, answer, batch_run, check_agreement, warm_up_requests
 from shardwatt.run.exchange import RUN_FILE, JobSpec, RankEnd, RunReport
+from shardwatt.run.gate import pass_gate
 from shardwatt.run.network import own_address
 from shardwatt.run.place import Place
 from shardwatt.run.provenance import versions
@@ -76,6 +78,9 @@ class Session:
         group.barrier()
         loaded_s = time.monotonic()
         print(f"rank {rank}: loaded in {loaded_s - began_s:.1f} s", flush=True)
+        idle_loaded = self._idle(spec, teller)
+        group.barrier()
+        warm_up_s = time.monotonic()
         teller.begin("warm-up")
         sampling = Sampling(spec.constants.temperature, spec.constants.top_p, spec.constants.seed)
         for request in warm_up_requests(spec.batches, spec.constants.warmup_tokens):
@@ -85,14 +90,21 @@ class Session:
         gc.collect()
         gc.freeze()
         engine.synchronize()
+        warmed_s = time.monotonic()
+        waits = []
+        if spec.gated and rank == 0:
+            waits.append(pass_gate(work, "open"))
         group.barrier()
+        # One moment for all ranks, and so is the window's end: they bring their nodes' clocks together.
+        start_s, start_wall_s = time.monotonic(), time.time()
         teller.begin("run")
-        start_s = time.monotonic()
         answer(spec.batches, spec.cell.length, engine, sampling, teller, results)
         engine.synchronize()
         group.barrier()
         stop_s = time.monotonic()
         teller.stop()
+        if spec.gated and rank == 0:
+            waits.append(pass_gate(work, "close"))
         check_agreement(group, [result for result, _ in results])
         peak_memory_gib = engine.peak_memory_gib()
         if rank == 0:
@@ -101,7 +113,9 @@ class Session:
                 window_stop_s=stop_s,
                 rendezvous_s=rendezvous_s,
                 load_s=loaded_s - began_s,
-                warmup_s=start_s - loaded_s,
+                warmup_s=warmed_s - warm_up_s,
+                idle_loaded=idle_loaded,
+                gate_waits=waits,
                 batches=[batch_run(result, times) for result, times in results],
                 versions=versions(),
             )
@@ -114,7 +128,17 @@ class Session:
             ok=True,
             peak_memory_gib=peak_memory_gib,
             device_uuid=_uuid(self._device),
+            barrier_s=start_s,
+            barrier_wall_s=start_wall_s,
+            closing_s=stop_s,
         )
+
+    def _idle(self, spec: JobSpec, teller: Teller) -> tuple[float, float] | None:
+        """Wait on the host with the model loaded: a GPU that waits in a collective would spin."""
+        if spec.idle is None:
+            return None
+        teller.begin("idle")
+        return left_alone(*spec.idle, look=lambda: None)
 
     def _meet(self, spec: JobSpec) -> Ranks:
         """Join the other ranks over the network between the nodes."""

@@ -31,6 +31,10 @@ _SIGNALS = {
 _OUT_OF_MEMORY = re.compile(r"out of memory|oom-kill|exceeded memory limit", re.I)
 
 
+#: What the step of the ranks is called in Slurm's accounting.
+RANKS_STEP = "shardwatt-ranks"
+
+
 def rank_words(shape: JobShape, cpus_per_rank: int | None) -> list[str]:
     """srun's words for the ranks of a cell, without the program.
 
@@ -44,6 +48,7 @@ def rank_words(shape: JobShape, cpus_per_rank: int | None) -> list[str]:
     """
     return [
         "srun",
+        f"--job-name={RANKS_STEP}",
         f"--nodes={shape.nodes}",
         f"--ntasks={shape.ranks}",
         f"--ntasks-per-node={shape.ranks_per_node}",
@@ -55,8 +60,20 @@ def rank_words(shape: JobShape, cpus_per_rank: int | None) -> list[str]:
 
 
 def node_words(shape: JobShape) -> list[str]:
-    """srun's words for one helper on each node, beside the ranks, without the program."""
-    return ["srun", f"--nodes={shape.nodes}", f"--ntasks={shape.nodes}", "--ntasks-per-node=1", *_SHARED]
+    """srun's words for one helper on each node, beside the ranks, without the program.
+
+    One that ends, well or not, ends no other: slurm.conf may say so of steps (WaitTime, KillOnBadExit), and
+    each has something to put in order at its end.
+    """
+    return [
+        "srun",
+        f"--nodes={shape.nodes}",
+        f"--ntasks={shape.nodes}",
+        "--ntasks-per-node=1",
+        "--wait=0",
+        "--kill-on-bad-exit=0",
+        *_SHARED,
+    ]
 
 
 #: Ranks and helpers use the same memory and GPUs, all of the job's (--overlap, since Slurm 22.05).

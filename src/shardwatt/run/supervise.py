@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardwatt.cell import Cell
-from shardwatt.devices import own_devices
 from shardwatt.errors import CellFailure, DoesNotFit, Reason
 from shardwatt.layout import CellPaths, ranks_folder
-from shardwatt.power.choose import metered_devices
-from shardwatt.power.trace import load_trace
-from shardwatt.records import Outcome, Status, read
+from shardwatt.records import Outcome
 from shardwatt.run.allocation import Allocation
-from shardwatt.run.assemble import assemble, assemble_does_not_fit, keep_partial
+from shardwatt.run.assemble import assemble_does_not_fit
 from shardwatt.run.attempt import OpenAttempt
 from shardwatt.run.commit import alone, put_in_place, valid_record
-from shardwatt.run.crew import Crew, sampler_words
+from shardwatt.run.crew import Crew
 from shardwatt.run.endings import MAY_BE_SLURMS, settle
-from shardwatt.run.exchange import RUN_FILE, RankEnd, RunReport
-from shardwatt.run.job import Job, plan_job
-from shardwatt.run.meters import Samplers
-from shardwatt.run.progress import ProgressDisplay
+from shardwatt.run.job import plan_job
+from shardwatt.run.measure import Carried, Measurement
 from shardwatt.run.retry import refuse_hopeless
 from shardwatt.run.signals import Ended, EndingSignals
-from shardwatt.run.watch import attend
 from shardwatt.run.workfolder import remove_of_job
 from shardwatt.site import Site
 from shardwatt.study import Study
@@ -78,11 +71,12 @@ def supervise(place: Place, cells: Sequence[Cell], *, number: int = 1) -> None:
         # A job that lost its node, or was preempted, is started again under its number: what its first start
         # left is nobody's, and what still runs of that on a node that was cut off has no place to write.
         remove_of_job(session.parent, number_in_slurm)
+    carried = Carried()
     with EndingSignals() as signals, Crew(session) as crew:
         for cell in cells:
             signals.release()
             try:
-                _run_cell(place, cell, crew, signals, number=number, more=len(cells) > 1)
+                _run_cell(place, cell, crew, signals, carried, number=number, more=len(cells) > 1)
             except CellFailure as failure:
                 # Ranks that took part in it have ended; others keep the model for the next cell.
                 failed.append(failure)
@@ -95,7 +89,14 @@ def supervise(place: Place, cells: Sequence[Cell], *, number: int = 1) -> None:
 
 
 def _run_cell(
-    place: Place, cell: Cell, crew: Crew, signals: EndingSignals, *, number: int, more: bool
+    place: Place,
+    cell: Cell,
+    crew: Crew,
+    signals: EndingSignals,
+    carried: Carried,
+    *,
+    number: int,
+    more: bool,
 ) -> None:
     paths = CellPaths(place.base, place.name, cell)
     constants_hash = place.study.constants.hash
@@ -111,15 +112,21 @@ def _run_cell(
         if valid_record(paths, constants_hash, job.inputs):
             log.info("a valid result is there already; leaving it as it is")
             return
+        measurement = Measurement(job, attempt, crew, signals, allocation, carried, more=more)
         with _told_by_slurm(allocation):
             try:
-                _measure(job, attempt, crew, signals, allocation, more=more)
+                measurement.run()
             except DoesNotFit as problem:
                 log.info("does not fit: %s", problem)
                 crew.end()
                 attempt.outcome, attempt.reason = Outcome.DOES_NOT_FIT, str(problem)
                 assemble_does_not_fit(
-                    job, attempt.work, job_id=attempt.job_id, node=attempt.node, reason=str(problem)
+                    job,
+                    attempt.work,
+                    job_id=attempt.job_id,
+                    node=attempt.node,
+                    reason=str(problem),
+                    power_cap=measurement.power_cap(),
                 )
             with alone(paths.commit_lock):
                 if valid_record(paths, constants_hash, job.inputs):
@@ -145,100 +152,3 @@ def _told_by_slurm(allocation: Allocation | None) -> Iterator[None]:
         if allocation is None or failure.reason not in MAY_BE_SLURMS:
             raise
         raise allocation.explain(failure) from None
-
-
-def _measure(
-    job: Job,
-    attempt: OpenAttempt,
-    crew: Crew,
-    signals: EndingSignals,
-    allocation: Allocation | None,
-    *,
-    more: bool,
-) -> None:
-    """Run the ranks beside the meters, and write the four files into the work folder.
-
-    Raises:
-        CellFailure, DoesNotFit: how it ended otherwise.
-    """
-    work, logs = attempt.work, attempt.paths.logs
-    # Too few GPUs are told before anything starts.
-    own_devices(job.gpu_type, job.shape.ranks_per_node, os.environ)
-    for stale in (*logs.glob("rank-*.log"), attempt.paths.sampler_log):
-        stale.unlink(missing_ok=True)
-    was_loaded = crew.is_loaded
-    words = sampler_words(job, work)
-    with Samplers(
-        words,
-        work,
-        job.shape.nodes,
-        attempt.paths.sampler_log,
-        start_timeout_s=job.site.start_timeout_s,
-    ) as samplers:
-        job_start_s = time.monotonic()
-        try:
-            ends = _run_ranks(job, attempt, crew, samplers, signals, allocation, more=more)
-        except BaseException as problem:
-            if isinstance(problem, Ended):
-                # Of a job that is cancelled Slurm kills the batch step about a second later.
-                attempt.write_down(problem)
-            crew.end()
-            attempt.partial = keep_partial(job, work, attempt.paths.partial(attempt.job_id))
-            raise
-        job_stop_s = time.monotonic()
-    assemble(
-        job,
-        work,
-        job_id=attempt.job_id,
-        node=attempt.node,
-        started_at=attempt.started_at,
-        report=read(RunReport, work / RUN_FILE),
-        ends=ends,
-        trace=load_trace(
-            work,
-            nodes=job.shape.nodes,
-            devices_per_node=metered_devices(job.gpu_type, job.shape.ranks_per_node),
-        ),
-        job_span=(job_start_s, job_stop_s),
-        was_loaded=was_loaded,
-    )
-
-
-def _run_ranks(
-    job: Job,
-    attempt: OpenAttempt,
-    crew: Crew,
-    samplers: Samplers,
-    signals: EndingSignals,
-    allocation: Allocation | None,
-    *,
-    more: bool,
-) -> list[RankEnd]:
-    work = attempt.work
-    spec = job.spec(
-        job_id=attempt.job_id, log_folder=attempt.paths.logs, launched_at_s=time.time(), more=more
-    )
-    display = ProgressDisplay(
-        work,
-        name=job.cell.path,
-        prompts=job.prompts,
-        power_w=samplers.power_w,
-        estimated=samplers.info.status is Status.ESTIMATED,
-    )
-
-    def look() -> None:
-        signals.check()
-        samplers.check()
-        if allocation is not None:
-            allocation.check()
-        display.look()
-
-    with display:
-        return attend(
-            crew.start(job, work, spec, attempt.paths.logs / "srun.log"),
-            work,
-            attempt.paths.logs,
-            ranks=job.shape.ranks,
-            start_timeout_s=job.site.start_timeout_s,
-            each_look=look,
-        )

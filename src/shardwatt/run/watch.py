@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shardwatt.errors import EXIT_CONFIGURATION, CellFailure, DoesNotFit, Reason, RecordError
 from shardwatt.layout import listed
-from shardwatt.records import read
+from shardwatt.recordfiles import read
 from shardwatt.run.exchange import RankEnd, RankStart, rank_end_file, rank_start_file
 from shardwatt.run.launch import RankExit, RankGroup
 from shardwatt.run.step import own_words

@@ -1,0 +1,1 @@
+"""DCGM's job statistics, through `dcgmi`."""

@@ -1,0 +1,1 @@
+"""Power limits of GPUs: set, remembered, and set back."""

@@ -1,0 +1,1 @@
+"""What can be read on a node, each behind the protocol of a meter."""

@@ -1,0 +1,81 @@
+"""What all records share: typed, versioned, validated; read strictly and written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shardwatt.errors import RecordError
+from shardwatt.mistakes import explain
+
+#: Of every file that is written: 2 since energy is told by device.
+SchemaVersion = Literal[2]
+SCHEMA_VERSION: SchemaVersion = 2
+
+
+class RecordModel(BaseModel):
+    """Base of what is written to disk: nothing unknown is accepted when it is read back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+Kind = TypeVar("Kind", bound=RecordModel)
+
+
+def read(model: type[Kind], path: Path) -> Kind:
+    """Read and validate a record.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RecordError: it is torn, of another schema version, or contradicts itself.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as problem:
+        raise RecordError(f"{path}: torn or unreadable: {problem}") from None
+    try:
+        record = model.model_validate_json(text)
+    except ValidationError as problem:
+        raise RecordError(f"{path}: {_mistake(text, model, problem)}") from None
+    if "schema_version" not in record.model_fields_set:
+        raise RecordError(f"{path}: {_other_version(None)}")
+    return record
+
+
+def _mistake(text: bytes, model: type[RecordModel], problem: ValidationError) -> str:
+    """What is wrong with a record that was refused, the likeliest cause first."""
+    try:
+        content = json.loads(text)
+    except ValueError as torn:
+        return f"torn or unreadable: {torn}"
+    if isinstance(content, dict) and content.get("schema_version") != SCHEMA_VERSION:
+        return _other_version(content.get("schema_version"))
+    return explain(problem, model, content)
+
+
+def _other_version(found: object) -> str:
+    return f"schema version {found}; expected {SCHEMA_VERSION}"
+
+
+def write(record: RecordModel, path: Path) -> None:
+    """Write a record atomically: a temporary name beside it, flushed to disk, then renamed.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; `path` is as it was before.
+    """
+    text = record.model_dump_json(indent=2) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
