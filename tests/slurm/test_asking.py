@@ -11,7 +11,8 @@ from shardwatt.attempts import Attempt, Failure
 from shardwatt.errors import Reason, SlurmError
 from shardwatt.layout import CellPaths
 from shardwatt.leftovers import cancel_and_wait
-from shardwatt.records import CellRecord, Outcome, read, write
+from shardwatt.recordfiles import read, write
+from shardwatt.records import CellRecord, Outcome
 from shardwatt.run.endings import UNKNOWN, settle
 from shardwatt.slurm import cancel, dead_nodes, find_job, jobs_here
 from shardwatt.slurmjob import SlurmJob, reason_of

@@ -22,7 +22,9 @@ import yaml
 
 from shardwatt.layout import CellPaths
 from shardwatt.leftovers import comment_of
-from shardwatt.records import Record, Status, read
+from shardwatt.readings import Status
+from shardwatt.recordfiles import read
+from shardwatt.records import Record
 from slurm_cluster import Cluster
 from slurm_project import SlurmProject, await_true, make_project
 from workflow_project import RECIPE, Project, planned_jobs

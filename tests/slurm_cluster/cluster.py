@@ -37,15 +37,22 @@ class Cluster:
         base: the cluster's folder; created if need be. Another cluster needs another folder.
         accounting: with slurmdbd and a database, so that `sacct` answers.
         groups: the nodes.
+        conf: further lines for slurm.conf, e.g. `Epilog=/path`.
 
     Raises:
         ClusterError: the folder cannot hold a cluster.
     """
 
     def __init__(
-        self, base: Path, *, accounting: bool = False, groups: Sequence[NodeGroup] = DEFAULT_GROUPS
+        self,
+        base: Path,
+        *,
+        accounting: bool = False,
+        groups: Sequence[NodeGroup] = DEFAULT_GROUPS,
+        conf: Sequence[str] = (),
     ) -> None:
         self.base = check_base(base)
+        self._conf = tuple(conf)
         self._accounting = accounting
         self._groups = tuple(groups)
         self._parts: _Parts | None = None
@@ -85,7 +92,7 @@ class Cluster:
         layout = self._take_index()
         layout.save()
         ProcessTree(self.base).mount()
-        write_config(layout)
+        write_config(layout, self._conf)
         for number in range(max(group.gpus_per_node for group in layout.groups)):
             device = self.base / "dev" / f"nvidia{number}"
             os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(_NVIDIA_MAJOR, number))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from slurm_cluster.layout import CPUS_PER_NODE, MEMORY_PER_NODE_MB, Layout, NodeGroup
 
 CGROUP_CONF = """\
@@ -91,10 +93,15 @@ CommitDelay=0
 """
 
 
-def write_config(layout: Layout) -> None:
-    """Write every configuration file into the base folder."""
+def write_config(layout: Layout, more: Sequence[str] = ()) -> None:
+    """Write every configuration file into the base folder.
+
+    Args:
+        layout: the cluster's.
+        more: lines for slurm.conf, e.g. `Epilog=/path`.
+    """
     base = layout.base
-    layout.slurm_conf.write_text(_slurm_conf(layout))
+    layout.slurm_conf.write_text("".join(f"{line}\n" for line in more) + _slurm_conf(layout))
     (base / "gres.conf").write_text(_gres_conf(layout))
     (base / "cgroup.conf").write_text(CGROUP_CONF.format(mountpoint=layout.folder("cgroup")))
     (base / "hosts").write_text(_hosts(layout))

@@ -94,7 +94,7 @@ def _no_service_starts() -> Iterator[None]:
 
 
 def _kernel_problem() -> str | None:
-    namespaces = ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork"]
+    namespaces = ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--time", "--fork"]
     done = subprocess.run([*namespaces, "sh", "-ec", _PROBE], capture_output=True, text=True)
     if done.returncode == 0:
         return None

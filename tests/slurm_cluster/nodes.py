@@ -1,4 +1,4 @@
-"""A node: namespaces of its own (network, name, processes, mounts, IPC) with a slurmd in them."""
+"""A node: namespaces of its own (network, name, processes, mounts, IPC, clock) with a slurmd in them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ mount --bind "$2" /etc/hosts
 exec env --ignore-signal=CHLD sleep infinity
 """
 
-_NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid")
+_NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid", "--time")
+
+#: Machines boot at different times: s between the nodes' monotonic clocks.
+_BOOTED_APART_S = 1000
 
 
 class Node:
@@ -43,7 +46,9 @@ class Node:
     def switch_on(self) -> None:
         """Create the namespaces and the network cable; slurmd is not yet started."""
         init: list[str | Path] = ["sh", "-c", _INIT, "sh", self.name, self._layout.base / "hosts"]
-        words = ["setsid", "--fork", "unshare", *_NAMESPACES, "--fork", "--kill-child", *init]
+        ahead_s = str(_BOOTED_APART_S * (1 + self._layout.node_names().index(self.name)))
+        clock = ["--monotonic", ahead_s, "--boottime", ahead_s]
+        words = ["setsid", "--fork", "unshare", *_NAMESPACES, *clock, "--fork", "--kill-child", *init]
         log_file = self._layout.folder("log") / f"node.{self.name}.log"
         with log_file.open("w") as log:
             subprocess.run(
