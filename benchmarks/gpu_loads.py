@@ -8,10 +8,7 @@ GPU for itself. Nothing but readings: no limit and no setting is touched.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from beside import sampling
 from measuring import machine, positive, table
 from shardwatt.power.nodetrace import DeviceTrace
-from shardwatt.power.sampling.files import meter_path
 from shardwatt.power.trace import load_trace
 
 #: Time in s that a GPU gets to settle before each load.
@@ -76,37 +73,18 @@ def _worker(device: str) -> Callable[[float], None]:
 
 def _row(name: str, busy_s: float, rest_s: float, seconds: int, work: Callable[[float], None]) -> list[str]:
     time.sleep(_SETTLE_S)
-    with tempfile.TemporaryDirectory() as folder:
-        sampler = _sampler(Path(folder))
-        time.sleep(1.0)
-        start_s = time.monotonic()
-        while time.monotonic() < start_s + seconds:
-            if busy_s:
-                work(busy_s)
-            time.sleep(rest_s)
-        stop_s = time.monotonic()
-        time.sleep(1.0)
-        assert sampler.stdin is not None
-        sampler.stdin.close()
-        if sampler.wait() != 0:
-            sys.exit("the sampler failed; see above")
-        return [name, *_told(load_trace(Path(folder), 1, 1).devices[0], start_s, stop_s)]
-
-
-def _sampler(folder: Path) -> subprocess.Popen[bytes]:
-    gpu_type = json.dumps({"kind": "cuda", "per_node": 1, "memory_gib": 1})
-    words = ["--gpu-type", gpu_type, "--ranks-per-node", "1", "--folder", str(folder), "--node-index", "0"]
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    sampler = subprocess.Popen(
-        [sys.executable, "-m", "shardwatt.power.sampling.sampler", *words],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": first},
-        stdin=subprocess.PIPE,
-    )
-    while not meter_path(folder, 0).exists():
-        if sampler.poll() is not None:
-            sys.exit("the sampler ended; see above")
-        time.sleep(0.02)
-    return sampler
+    with tempfile.TemporaryDirectory() as folder:
+        with sampling(Path(folder), 1, os.environ | {"CUDA_VISIBLE_DEVICES": first}):
+            time.sleep(1.0)
+            start_s = time.monotonic()
+            while time.monotonic() < start_s + seconds:
+                if busy_s:
+                    work(busy_s)
+                time.sleep(rest_s)
+            stop_s = time.monotonic()
+            time.sleep(1.0)
+        return [name, *_told(load_trace(Path(folder), 1, 1).devices[0], start_s, stop_s)]
 
 
 def _told(device: DeviceTrace, start_s: float, stop_s: float) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from beside import sampler_words
 from measuring import Cost, interleave, machine, positive, spread, table
 from powercap import add_domain
 from shardwatt.power.sampling.files import SamplerFile, sampler_path, samples_path
@@ -105,11 +105,6 @@ def _name(gpus: int, is_loaded: bool) -> str:
 def _run(
     folder: Path, library: Path, gpus: int, is_loaded: bool, seconds: int, kept: list[Kept]
 ) -> Callable[[], Cost]:
-    gpu_type = json.dumps({"kind": "cuda", "per_node": gpus, "memory_gib": 80})
-    command = [
-        *(sys.executable, "-m", "shardwatt.power.sampling.sampler", "--gpu-type", gpu_type),
-        *("--ranks-per-node", str(gpus), "--period-s", str(PERIOD_S), "--folder"),
-    ]
     environment = environment_of(library, POWER=";".join(["saw:80:400:3"] * gpus)) | {
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus))),
         "SHARDWATT_POWERCAP": str(folder / "powercap"),
@@ -119,7 +114,8 @@ def _run(
         work = Path(tempfile.mkdtemp(dir=folder))
         with _load(os.cpu_count() or 1 if is_loaded else 0):
             begin_s = time.perf_counter()
-            process = subprocess.Popen([*command, str(work)], env=environment, stdin=subprocess.PIPE)
+            command = [*sampler_words(work, gpus), "--period-s", str(PERIOD_S)]
+            process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
             time.sleep(seconds)
             assert process.stdin
             process.stdin.close()

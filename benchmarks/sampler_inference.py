@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import statistics
@@ -20,8 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from beside import sampling
 from measuring import machine, positive, spread, table
-from shardwatt.power.sampling.files import meter_path
 from simulated_nvml import build, environment
 
 #: Pairs are drawn anew so often for the interval of their ratio.
@@ -129,23 +128,9 @@ def _rank(core: int, answers: int) -> None:
 @contextlib.contextmanager
 def _sampler(library: Path, folder: Path, gpus: int) -> Iterator[None]:
     folder.mkdir()
-    visible = ",".join(map(str, range(gpus)))
-    gpu_type = json.dumps({"kind": "cuda", "per_node": gpus, "memory_gib": 80})
-    words = ["--gpu-type", gpu_type, "--ranks-per-node", str(gpus), "--folder", str(folder)]
-    sampler = subprocess.Popen(
-        [sys.executable, "-m", "shardwatt.power.sampling.sampler", *words, "--node-index", "0"],
-        env=environment(library, POWER=";".join(["250"] * gpus)) | {"CUDA_VISIBLE_DEVICES": visible},
-        stdin=subprocess.PIPE,
-    )
-    while not meter_path(folder, 0).exists():
-        assert sampler.poll() is None, "the sampler ended"
-        time.sleep(0.02)
-    try:
+    own = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}
+    with sampling(folder, gpus, environment(library, POWER=";".join(["250"] * gpus)) | own):
         yield
-    finally:
-        assert sampler.stdin is not None
-        sampler.stdin.close()
-        sampler.wait()
 
 
 if __name__ == "__main__":

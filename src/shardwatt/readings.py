@@ -35,8 +35,11 @@ class Status(StrEnum):
     PERMISSION_DENIED = "permission_denied"
 
 
+#: With one of these joules come from a meter, and are no estimate.
+METERED = frozenset({Status.MEASURED, Status.DERIVED})
+
 #: With one of these there are joules.
-KNOWN = frozenset({Status.MEASURED, Status.DERIVED, Status.ESTIMATED})
+KNOWN = METERED | {Status.ESTIMATED}
 
 
 class PowerSource(StrEnum):

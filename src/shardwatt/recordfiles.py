@@ -79,3 +79,14 @@ def write(record: RecordModel, path: Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def show(record: RecordModel, path: Path) -> None:
+    """Replace a file that is only looked at: never half written, but not flushed to disk.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(record.model_dump_json(), encoding="utf-8")
+    temporary.replace(path)

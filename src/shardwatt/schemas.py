@@ -94,13 +94,22 @@ def with_key_tables(page: str) -> str:
         ValueError: a marker is missing.
     """
     for name in KEY_TABLES:
-        begin, end = f"<!-- keys of {name}: begin (generated) -->", f"<!-- keys of {name}: end -->"
-        before, found, rest = page.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not (found and closed):
-            raise ValueError(f"expected the lines {begin} and {end}")
-        page = f"{before}{begin}\n{key_table(name)}\n{end}{after}"
+        page = with_generated(page, f"keys of {name}", key_table(name))
     return page
+
+
+def with_generated(page: str, name: str, text: str) -> str:
+    """A page with what stands between the two markers of this name replaced.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    begin, end = f"<!-- {name}: begin (generated) -->", f"<!-- {name}: end -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"expected the lines {begin} and {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def write_key_tables(root: Path) -> Path:

@@ -11,12 +11,12 @@ import pytest
 from shardwatt.analysis.aggregate import aggregate, aggregate_devices
 from shardwatt.analysis.build import build_cells
 from shardwatt.analysis.columns import DEVICE_COLUMNS
-from shardwatt.analysis.energyrow import TROUBLE
 from shardwatt.analysis.survey import survey
 from shardwatt.analysis.tidy import read_tidy
 from shardwatt.cell import Cell
 from shardwatt.cellfiles import write_table
 from shardwatt.layout import CellPaths
+from shardwatt.power.rules import TROUBLE
 from shardwatt.power.states import REASONS
 from shardwatt.readings import Method, Status, Violation
 from shardwatt.study import Block, Study

@@ -16,6 +16,7 @@ from typing import Literal, cast
 import pyarrow as pa
 
 from shardwatt.recordfiles import SCHEMA_VERSION
+from shardwatt.schemas import with_generated
 
 Dtype = Literal["string", "Int64", "Float64", "boolean", "datetime64[us, UTC]"]
 
@@ -120,12 +121,7 @@ def with_columns(page: str) -> str:
         ValueError: a marker is missing.
     """
     for name, columns in _PAGES.items():
-        first, last = f"<!-- {name}: begin (generated) -->", f"<!-- {name}: end -->"
-        before, begin, rest = page.partition(first)
-        _, end, after = rest.partition(last)
-        if not (begin and end):
-            raise ValueError(f"expected the lines {first} and {last}")
-        page = f"{before}{first}\n{markdown(columns)}\n{last}{after}"
+        page = with_generated(page, name, markdown(columns))
     return page
 
 

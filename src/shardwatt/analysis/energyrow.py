@@ -6,14 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from shardwatt.power.rules import TROUBLE
 from shardwatt.readings import Energy, Idle, LimitOfDevice, Mean, Method, PowerCap, Reading, Utilisation
 from shardwatt.records import Record
 
 Row = dict[str, Any]
-
-#: Reasons for which clocks are held back by heat or supply, not by a limit or clock that somebody set; the
-#: violation `throttled` is of the same ones (docs/energy-method.md).
-TROUBLE = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 
 #: Parts of a device's energy, by the beginning of their columns' names.
 _PARTS = {

@@ -20,6 +20,7 @@ from shardwatt.cell import AXES, Cell
 from shardwatt.cellfiles import read_table
 from shardwatt.errors import RecordError
 from shardwatt.layout import CellPaths
+from shardwatt.power.curve import GAP_PERIODS
 from shardwatt.readings import Status
 from shardwatt.recordfiles import read
 from shardwatt.records import Record
@@ -34,9 +35,6 @@ _MARGIN = 0.05
 
 #: Most points of a line; more samples are drawn as means, with the range of each behind.
 _POINTS = 1500
-
-#: A time between samples longer than so many periods is a gap.
-_GAP_PERIODS = 10
 
 #: Inches: width, height of a node's panel, and of the legend's line.
 _WIDTH, _PANEL = 9.0, 1.9
@@ -186,7 +184,7 @@ def _draw_line(axes: Any, line: DeviceLine) -> None:
 def _with_gaps(line: DeviceLine) -> tuple[Array, Array]:
     """A line with an unknown sample in each gap of more than ten periods, so that none is drawn over it."""
     steps = np.diff(line.t_s)
-    gaps = np.flatnonzero(steps > _GAP_PERIODS * np.median(steps)) if len(steps) else np.empty(0, dtype=int)
+    gaps = np.flatnonzero(steps > GAP_PERIODS * np.median(steps)) if len(steps) else np.empty(0, dtype=int)
     middles = line.t_s[gaps] + steps[gaps] / 2
     return np.insert(line.t_s, gaps + 1, middles), np.insert(line.power_w, gaps + 1, np.nan)
 

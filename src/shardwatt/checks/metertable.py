@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from shardwatt.checks.idle import CounterSteps
-from shardwatt.readings import Device, Method, Status
+from shardwatt.readings import METERED, Device, Method, Status
 from shardwatt.recordfiles import RecordModel
 
 
@@ -46,7 +46,7 @@ class MeterRow(RecordModel):
     @property
     def measures(self) -> bool:
         """Whether it was read, and is more than an estimate."""
-        return self.status in (Status.MEASURED, Status.DERIVED)
+        return self.status in METERED
 
 
 class GpuRow(RecordModel):

@@ -34,7 +34,7 @@ CLOCK_SKEW_S = 1.0
 THROTTLED = 0.01
 
 #: Reasons for which a GPU is slower than it is set to be, and for which its place is to blame.
-_TROUBLE = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
+TROUBLE = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 
 #: Cases of one violation that its message names.
 _NAMED = 3
@@ -206,7 +206,7 @@ def _throttled(devices: Sequence[DeviceTrace], window: Interval) -> Iterator[str
     for device in devices:
         values = device.columns["throttle_reasons"][device.between(*window)]
         known = values[~np.isnan(values)].astype(np.int64)
-        shares = {name: float(np.mean((known & bits[name]) != 0)) for name in _TROUBLE} if len(known) else {}
+        shares = {name: float(np.mean((known & bits[name]) != 0)) for name in TROUBLE} if len(known) else {}
         told = [f"{name} in {share:.1%}" for name, share in shares.items() if share > THROTTLED]
         if told:
             yield f"{name_of(device.device)}: {', '.join(told)} of the window's samples"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from shardwatt.power.limits.files import LimitEndFile, LimitFile, limit_end_path
 from shardwatt.power.limits.setting import is_near
 from shardwatt.readings import LimitOfDevice, PowerCap
 from shardwatt.recordfiles import read
-from shardwatt.run.nodehelpers import Kind, NodeHelpers
-from shardwatt.run.srun import node_words, with_environment
+from shardwatt.run.nodehelpers import Kind, NodeHelpers, helper_words
 from shardwatt.site import Site
 from shardwatt.sitepower import PowerLimits
 
@@ -35,12 +33,14 @@ _GUARD = Kind(
     purpose="power limits",
     lost=Reason.POWER_CAP_LOST,
     loss=f"and nobody keeps the limits there; {_MENDED}",
+    ready=limit_path,
+    end_timeout_s=_END_TIMEOUT_S,
 )
 
 log = logging.getLogger(__name__)
 
 
-class PowerLimiting:
+class PowerLimiting(NodeHelpers):
     """The power limits of a cell's GPUs, as the cell wants them while this is entered.
 
     Args:
@@ -64,41 +64,18 @@ class PowerLimiting:
         set_by: str,
         start_timeout_s: float,
     ) -> None:
-        self._words = words
-        self._work = work
-        self._nodes = nodes
-        self._log = log
+        super().__init__(_GUARD, words, work, nodes, log, start_timeout_s=start_timeout_s)
         self._cap_w = cap_w
         self._set_by = set_by
-        self._start_timeout_s = start_timeout_s
-        self._helpers: NodeHelpers | None = None
         self._set: list[LimitFile] = []
 
-    def __enter__(self) -> PowerLimiting:
-        """Start the guards, and wait until all limits are as they have to be.
+    def _take_up(self) -> None:
+        """See that all limits are as they have to be.
 
         Raises:
             CellFailure: POWER_CAP_REFUSED, with the numbers, if a limit is out of range, refused or not
-                enforced: all are as they were found. POWER_CAP_LOST if a guard ends or says nothing;
-                CONFIGURATION if that was for an environment line, or too few GPUs, STORAGE if there is no
-                space for its files.
+                enforced: all are as they were found.
         """
-        if self._words:
-            try:
-                self._start()
-            except BaseException:
-                self._stop()
-                raise
-        return self
-
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
-        self._stop()
-
-    def _start(self) -> None:
-        self._helpers = NodeHelpers(
-            self._words, _GUARD, work=self._work, nodes=self._nodes, log=self._log, ready=limit_path
-        )
-        self._helpers.await_ready(self._start_timeout_s)
         self._set = [read(LimitFile, limit_path(self._work, k)) for k in range(self._nodes)]
         for file in self._set:
             for note in file.notes:
@@ -120,8 +97,8 @@ class PowerLimiting:
         Raises:
             CellFailure: POWER_CAP_LOST if one has ended; otherwise as for any node's helper.
         """
-        if self._helpers is not None and self._cap_w is not None:
-            self._helpers.check()
+        if self._cap_w is not None:
+            super().check()
 
     def record(self) -> PowerCap | None:
         """What the driver said of the cap, before, during and after the run; once this is left.
@@ -189,11 +166,12 @@ class PowerLimiting:
         except (FileNotFoundError, RecordError):
             return None
 
-    def _stop(self) -> None:
+    def _stop(self) -> bool:
         """End the guards, and wait until the limits are back."""
-        if self._helpers is None:
-            return
-        if not self._helpers.end(_END_TIMEOUT_S):
+        if self._step is None:
+            return True
+        ended = super()._stop()
+        if not ended:
             log.error(
                 "the guards of power limits did not end in %g s and were killed; %s", _END_TIMEOUT_S, _MENDED
             )
@@ -201,6 +179,7 @@ class PowerLimiting:
             end = self._find_end(index)
             if end is not None and end.problem is not None:
                 log.error("POWER LIMITS ARE NOT AS THEY WERE: %s", end.problem)
+        return ended
 
 
 def power_limiting(
@@ -246,6 +225,4 @@ def _guard_words(
         *("--job-id", job_id),
         *(() if cell.cap_w is None else ("--cap-w", str(cell.cap_w))),
     ]
-    if site.launcher == "local":
-        return [sys.executable, *program]
-    return [*node_words(shape), *with_environment(gpu_type.environment, work / "guard.sh", program)]
+    return helper_words(site, cell.gpu, shape, work / "guard.sh", program)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from shardwatt.run.exchange import JOB_FILE, JobSpec, NextCell, next_file
 from shardwatt.run.job import Job
 from shardwatt.run.launch import RankGroup, launch_local
 from shardwatt.run.meters import sampler_program
-from shardwatt.run.srun import launch_slurm, node_words, with_environment
+from shardwatt.run.nodehelpers import helper_words
+from shardwatt.run.srun import launch_slurm
 from shardwatt.run.workfolder import WorkFolder
 
 
@@ -94,7 +94,4 @@ class Crew:
 def sampler_words(job: Job, work: Path) -> Sequence[str]:
     """What starts the samplers of a cell's nodes, each writing into its work folder."""
     program = sampler_program(work.absolute(), job.gpu_type, job.shape.ranks_per_node)
-    if job.site.launcher == "local":
-        return [sys.executable, *program]
-    start = with_environment(job.gpu_type.environment, work / "sampler.sh", program)
-    return [*node_words(job.shape), *start]
+    return helper_words(job.site, job.cell.gpu, job.shape, work / "sampler.sh", program)

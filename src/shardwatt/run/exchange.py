@@ -9,7 +9,7 @@ from shardwatt.architectures import Architecture
 from shardwatt.engine.protocol import Finish, PhaseName
 from shardwatt.errors import Reason
 from shardwatt.models import Checkpoint
-from shardwatt.recordfiles import SCHEMA_VERSION, RecordModel, SchemaVersion
+from shardwatt.recordfiles import SCHEMA_VERSION, RecordModel, SchemaVersion, show
 from shardwatt.records import CellRecord
 from shardwatt.site import GpuType
 from shardwatt.study import Constants
@@ -184,10 +184,8 @@ def rank_end_file(work: Path, rank: int) -> Path:
 
 
 def write_progress(work: Path, progress: Progress) -> None:
-    """Replace the progress file; not flushed to disk, for it is only looked at."""
-    temporary = work / f".{PROGRESS_FILE}"
-    temporary.write_text(progress.model_dump_json())
-    temporary.replace(work / PROGRESS_FILE)
+    """Replace the progress file."""
+    show(progress, work / PROGRESS_FILE)
 
 
 def read_progress(work: Path) -> Progress | None:

@@ -13,7 +13,7 @@ from shardwatt.errors import CellFailure, Reason
 from shardwatt.power.host import load_host
 from shardwatt.power.meters.choose import metered_devices
 from shardwatt.power.trace import load_trace
-from shardwatt.readings import PowerCap, Status
+from shardwatt.readings import METERED, PowerCap, Status
 from shardwatt.recordfiles import read
 from shardwatt.run.allocation import Allocation
 from shardwatt.run.assemble import assemble, keep_partial
@@ -32,9 +32,6 @@ from shardwatt.run.signals import Ended, EndingSignals
 from shardwatt.run.slurmenergy import slurm_node_energy
 from shardwatt.run.srun import RANKS_STEP
 from shardwatt.run.watch import attend
-
-#: What a study with `energy: measured` takes.
-_MEASURED = frozenset({Status.MEASURED, Status.DERIVED})
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +145,7 @@ class Measurement:
     def _refuse_estimates(self, samplers: Samplers) -> None:
         """For a study with `energy: measured`."""
         for meter in samplers.meters:
-            if self._job.measured_only and meter.status not in _MEASURED:
+            if self._job.measured_only and meter.status not in METERED:
                 raise CellFailure(
                     Reason.NOT_MEASURED,
                     f"the study asks for `energy: measured`, and on {meter.node} energy is {meter.status}: "
@@ -267,4 +264,4 @@ class Measurement:
 
 def _has_idle(samplers: Samplers) -> bool:
     """Whether idle power is something that the meters of all nodes read: an estimate has none."""
-    return all(meter.status in _MEASURED for meter in samplers.meters)
+    return all(meter.status in METERED for meter in samplers.meters)

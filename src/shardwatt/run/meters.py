@@ -14,13 +14,13 @@ from shardwatt.site import GpuType
 #: Time in s between samples.
 PERIOD_S = 0.1
 
-_STOP_TIMEOUT_S = 30.0
-
 _SAMPLER = Kind(
     name="sampler",
     purpose="meter",
     lost=Reason.METER_UNAVAILABLE,
     loss="and the joules with it",
+    ready=meter_path,
+    end_timeout_s=30.0,
 )
 
 
@@ -35,8 +35,10 @@ def sampler_program(work: Path, gpu_type: GpuType, ranks_per_node: int) -> list[
     ]
 
 
-class Samplers:
+class Samplers(NodeHelpers):
     """The samplers of a cell's nodes, writing into its work folder while this is entered.
+
+    A meter that cannot read anything is no error here: its readings say so.
 
     Args:
         words: what starts them all.
@@ -54,46 +56,10 @@ class Samplers:
     def __init__(
         self, words: Sequence[str], work: Path, nodes: int, log: Path, *, start_timeout_s: float
     ) -> None:
-        self._words = words
-        self._work = work
-        self._nodes = nodes
-        self._log = log
-        self._start_timeout_s = start_timeout_s
-        self._helpers: NodeHelpers | None = None
+        super().__init__(_SAMPLER, words, work, nodes, log, start_timeout_s=start_timeout_s)
 
-    def __enter__(self) -> Samplers:
-        """Start them and wait for the first sample of each.
-
-        Raises:
-            CellFailure: METER_UNAVAILABLE if one ends or says nothing while it starts, otherwise as `check`.
-                A meter that cannot read anything is no error here: its readings say so.
-        """
-        try:
-            self._start()
-        except BaseException:
-            self._stop()
-            raise
-        return self
-
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
-        self._stop()
-
-    def _start(self) -> None:
-        self._helpers = NodeHelpers(
-            self._words, _SAMPLER, work=self._work, nodes=self._nodes, log=self._log, ready=meter_path
-        )
-        self._helpers.await_ready(self._start_timeout_s)
+    def _take_up(self) -> None:
         self.meters = [read(MeterFile, meter_path(self._work, index)) for index in range(self._nodes)]
-
-    def check(self) -> None:
-        """Make sure that the samplers still run.
-
-        Raises:
-            CellFailure: METER_UNAVAILABLE if one has ended; CONFIGURATION if that was for an environment
-                line, or too few GPUs; STORAGE if it had no space to write into.
-        """
-        assert self._helpers is not None, "before it was entered"
-        self._helpers.check()
 
     def power_w(self) -> float | None:
         """Power of all nodes' devices about a second ago in W; None where unknown: it is only shown."""
@@ -109,11 +75,6 @@ class Samplers:
 
     def _now(self) -> list[PowerNow | None]:
         return [_read_now(power_now_path(self._work, index)) for index in range(self._nodes)]
-
-    def _stop(self) -> None:
-        """End them and wait until their files are whole."""
-        if self._helpers is not None:
-            self._helpers.end(_STOP_TIMEOUT_S)
 
 
 def _read_now(path: Path) -> PowerNow | None:

@@ -34,20 +34,23 @@ def job_of(report: RunReport, span: Interval, settle_s: float) -> list[Interval]
         span: from before the ranks were started to after the last one ended.
         settle_s: time in s that the devices had been left alone before the baseline was read.
     """
-    waits = sorted(report.gate_waits)
+    waits = list(report.gate_waits)
     if report.idle_loaded is not None:
-        waits.insert(0, (report.idle_loaded[0] - settle_s, report.idle_loaded[1]))
-    borders = [span[0], *(t for wait in waits for t in wait), span[1]]
-    return list(zip(borders[::2], borders[1::2], strict=True))
+        waits.append((report.idle_loaded[0] - settle_s, report.idle_loaded[1]))
+    return _without(span, waits)
 
 
 def between(report: RunReport) -> list[Interval]:
     """The parts of the window that belong to no phase."""
-    spans = sorted((p.start_s, p.stop_s) for run in report.batches for p in run.phases)
-    borders = [report.window_start_s, *(t for span in spans for t in span), report.window_stop_s]
-    return [(start, stop) for start, stop in zip(borders[::2], borders[1::2], strict=True) if stop > start]
+    return _without(window_of(report), [(p.start_s, p.stop_s) for run in report.batches for p in run.phases])
 
 
 def length_s(spans: Sequence[Interval]) -> float:
     """How long spans are together, in s."""
     return sum(stop - start for start, stop in spans)
+
+
+def _without(whole: Interval, parts: Sequence[Interval]) -> list[Interval]:
+    """What is left of a stretch of time without parts of it that lie apart from each other."""
+    borders = [whole[0], *(border for part in sorted(parts) for border in part), whole[1]]
+    return [(start, stop) for start, stop in zip(borders[::2], borders[1::2], strict=True) if stop > start]

@@ -41,7 +41,7 @@ from shardwatt.power.sampling.files import (
     samples_path,
 )
 from shardwatt.power.sampling.lateness import Lateness
-from shardwatt.recordfiles import write
+from shardwatt.recordfiles import show, write
 
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -217,7 +217,7 @@ def _meter_file(meter: Meter, period_s: float) -> MeterFile:
 
 
 def _show_now(samples: Sequence[Sample], path: Path) -> None:
-    """Replace power-now-K.json; not flushed to disk, since it is worthless after the run."""
+    """Replace power-now-K.json, which is worthless after the run."""
     powers_w = [sample.power_w for sample in samples]
     temperatures_c = [sample.temperature_c for sample in samples]
     now = PowerNow(
@@ -225,9 +225,7 @@ def _show_now(samples: Sequence[Sample], path: Path) -> None:
         power_w=sum(_all_known(powers_w)) if _all_known(powers_w) else None,
         temperature_c=max(_all_known(temperatures_c), default=None),
     )
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(now.model_dump_json().encode("ascii"))
-    temporary.replace(path)
+    show(now, path)
 
 
 def _all_known(values: Sequence[float | None]) -> list[float]:
