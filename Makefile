@@ -15,7 +15,7 @@ BIN := .venv/bin
 ENVIRONMENT := constraints.txt pyproject.toml scripts/create-env.sh
 DEMO := results/demo
 
-.PHONY: help env demo test lint unit workflow slurm slurm-cluster schemas constraints clean
+.PHONY: help env demo test lint unit gpu workflow slurm slurm-cluster schemas constraints clean
 
 help: ## list the targets
 	@echo "Targets:"
@@ -45,7 +45,7 @@ demo: .venv/installed ## run the study `demo` on this machine's processor, up to
 	@echo "  tables     $(DEMO)/tables/ (CSV, Markdown, LaTeX)"
 	@echo "  all cells  $(DEMO)/cells.csv and cells.parquet"
 
-test: lint unit workflow slurm ## run every check and test
+test: lint unit gpu workflow slurm ## run every check and test
 
 lint: .venv/installed-dev ## run the checks that run nothing: style, types, rules
 	@echo "== ruff check"
@@ -63,6 +63,10 @@ lint: .venv/installed-dev ## run the checks that run nothing: style, types, rule
 unit: .venv/installed-dev ## run the unit tests
 	@echo "== unit tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2
+
+gpu: .venv/installed-dev ## run the engines on an NVIDIA GPU; skipped where there is none
+	@echo "== GPU tests"
+	@$(BIN)/python -m pytest tests/gpu -n 0 -q
 
 workflow: .venv/installed-dev ## run whole workflows of a tiny study
 	@echo "== workflow tests"

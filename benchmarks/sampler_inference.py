@@ -118,7 +118,7 @@ def _rank(core: int, answers: int) -> None:
         stack.enter_context(alone(folder / "group"))
         engine = open_engine(checkpoint)
         engine.allocate(4, 96)
-        request = BatchRequest(0, [[1] + [5] * 15] * 4, 64, 96)
+        request = BatchRequest(0, ["a", "b", "c", "d"], [[1] + [5] * 15] * 4, 64, 96, 4)
         for _ in sys.stdin:
             for _ in range(answers):
                 engine.generate(request, Sampling(0.8, 0.95, 1), lambda tokens: None)

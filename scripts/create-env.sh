@@ -9,7 +9,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
-packages=(-e .)
+packages=(-e '.[hf]')
 [[ ${1:-} != --dev ]] || packages+=(--group dev)
 
 # A cluster's modules and a user's settings must not reach into the environment.

@@ -23,7 +23,7 @@ environment="$temporary/env/bin/python"
 "$environment" -m pip install --quiet "pip==$(pinned pip)"
 "$environment" -m pip install --quiet --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$(pinned torch)"
 # setuptools, which builds the project, is pinned with the rest.
-"$environment" -m pip install --quiet --editable . --group dev setuptools wheel
+"$environment" -m pip install --quiet --editable '.[hf]' --group dev setuptools wheel
 
 {
     cat <<'HEADER'

@@ -1,4 +1,8 @@
-"""One rank of a test: python engine_rank.py TASK FOLDER COUNT RANK OPTIONS; writes report-RANK.json."""
+"""The ranks of a test: python engine_rank.py TASK FOLDER COUNT OPTIONS; each writes report-RANK.json.
+
+One process imports everything and forks the ranks before any of them has a thread: sixteen imports of
+torch would take longer than the tests.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,20 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+import engine_cases
 import engine_tiny
+import hf_case
 from shardwatt.engine.model import Transformer
 from shardwatt.engine.parallel import Ranks, join
-from shardwatt.engine.protocol import BatchRequest, Sampling
+from shardwatt.engine.protocol import Sampling
 from shardwatt.errors import CellFailure
-from shardwatt.models import Checkpoint
 
 PROMPTS = [[1, 7, 9, 250, 33], [1, 40, 41], [1, 5, 80, 81, 82, 83, 84, 11]]
 GREEDY = Sampling(temperature=0, top_p=1, seed=0)
@@ -28,14 +34,13 @@ SAMPLED = Sampling(temperature=0.8, top_p=0.95, seed=11)
 def answer(group: Ranks, options: dict[str, Any]) -> dict[str, Any]:
     """Logits and tokens of a checkpoint, and what the ranks think of each other's."""
     kv_heads = options["kv_heads"]
-    folder = Path(options["checkpoint"])
     unloaded = Transformer(engine_tiny.shape(kv_heads))
-    checkpoint = Checkpoint(folder, folder / "tokenizer.model", group.count)
-    engine = engine_tiny.open_engine(checkpoint, kv_heads, rank=group.rank)
+    checkpoint = engine_tiny.saved(Path(options["checkpoint"]), options["saved"])
+    engine = engine_tiny.open_engine(checkpoint, kv_heads, rank=group.rank, ranks=group.count)
     engine.allocate(len(PROMPTS), 40)
     with torch.inference_mode():
         logits = engine.model(torch.tensor([PROMPTS[0]]), 0)[0]
-    request = BatchRequest(0, PROMPTS, length=20, positions=40)
+    request = engine_tiny.ask(PROMPTS, 20, 40)
     greedy = engine.generate(request, GREEDY, lambda rows: None).tokens
     sampled = engine.generate(request, SAMPLED, lambda rows: None).tokens
     group.barrier()
@@ -51,9 +56,8 @@ def answer(group: Ranks, options: dict[str, Any]) -> dict[str, Any]:
 
 def lose(group: Ranks, options: dict[str, Any]) -> dict[str, Any]:
     """Rank 1 leaves in mid-batch, in one way or another; how the others learn of it."""
-    folder = Path(options["checkpoint"])
-    checkpoint = Checkpoint(folder, folder / "tokenizer.model", group.count)
-    engine = engine_tiny.open_engine(checkpoint, rank=group.rank)
+    checkpoint = engine_tiny.saved(Path(options["checkpoint"]), group.count)
+    engine = engine_tiny.open_engine(checkpoint, rank=group.rank, ranks=group.count)
     engine.allocate(len(PROMPTS), 40)
     steps = 0
 
@@ -65,7 +69,7 @@ def lose(group: Ranks, options: dict[str, Any]) -> dict[str, Any]:
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(options["sleep_s"])
 
-    request = BatchRequest(0, PROMPTS, length=20, positions=40)
+    request = engine_tiny.ask(PROMPTS, 20, 40)
     began_s = time.monotonic()
     try:
         engine.generate(request, SAMPLED, on_step)
@@ -75,23 +79,51 @@ def lose(group: Ranks, options: dict[str, Any]) -> dict[str, Any]:
     return {"reason": None}
 
 
-TASKS: dict[str, Callable[[Ranks, dict[str, Any]], dict[str, Any]]] = {"answer": answer, "lose": lose}
+TASKS: dict[str, Callable[[Ranks, dict[str, Any]], dict[str, Any]]] = {
+    "answer": answer,
+    "lose": lose,
+    "compute": engine_cases.compute,
+    "hf": hf_case.split,
+}
 
 
-def main() -> None:
-    task, folder, count, rank, words = sys.argv[1:]
-    options = json.loads(words)
+def run(task: str, folder: Path, rank: int, count: int, options: dict[str, Any]) -> None:
+    """Meet the other ranks, do the task, and report."""
     group = join(
-        Path(folder),
-        rank=int(rank),
-        count=int(count),
+        folder,
+        rank=rank,
+        count=count,
         device="cpu",
         start_timeout_s=60,
         collective_timeout_s=options.get("collective_timeout_s", 60),
     )
     report = TASKS[task](group, options)
-    (Path(folder) / f"report-{rank}.json").write_text(json.dumps(report))
+    unfinished = folder / f".report-{rank}.json"
+    unfinished.write_text(json.dumps(report))
+    unfinished.rename(folder / f"report-{rank}.json")
     group.leave()
+
+
+def _be_rank(rank: int, task: str, folder: Path, count: int, options: dict[str, Any]) -> NoReturn:
+    try:
+        run(task, folder, rank, count, options)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)  # taking down the interpreter costs a rank a second
+
+
+def main() -> None:
+    task, folder, count, words = sys.argv[1:]
+    options = json.loads(words)
+    children = []
+    for rank in range(int(count)):
+        child = os.fork()
+        if child == 0:
+            _be_rank(rank, task, Path(folder), int(count), options)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +18,9 @@ from torch import Tensor
 from shardwatt.architectures import Architecture, from_params
 from shardwatt.engine.make_weights import make_weights
 from shardwatt.engine.parallel import Ranks, join
+from shardwatt.engine.protocol import BatchRequest, ModelOnRank
 from shardwatt.engine.reference import Reference, load
-from shardwatt.models import Checkpoint, Recipe
+from shardwatt.models import SHARD_FILE, Checkpoint, Recipe
 
 EOS = 2
 
@@ -43,7 +46,13 @@ def shape(kv_heads: int = 4) -> Architecture:
 def make(folder: Path, shards: int = 1, kv_heads: int = 4) -> Checkpoint:
     """Make the tiny model; not while this process is in a group."""
     make_weights(RECIPE, shape(kv_heads), shards, folder, EOS)
-    return Checkpoint(folder, folder / "tokenizer.model", shards)
+    return saved(folder, shards)
+
+
+def saved(folder: Path, shards: int = 1) -> Checkpoint:
+    """A model that `make` made."""
+    files = tuple(SHARD_FILE.format(rank=rank) for rank in range(shards))
+    return Checkpoint(folder, folder / "tokenizer.model", "meta", files)
 
 
 @contextmanager
@@ -57,19 +66,49 @@ def alone(folder: Path) -> Iterator[Ranks]:
         ranks.leave()
 
 
-def open_engine(
-    checkpoint: Checkpoint, kv_heads: int = 4, *, precision: str = "fp32", rank: int = 0, eos_id: int = EOS
-) -> Reference:
-    return load(
-        architecture=shape(kv_heads),
+def on_rank(
+    checkpoint: Checkpoint,
+    architecture: Architecture | None = None,
+    *,
+    precision: str = "fp32",
+    rank: int = 0,
+    ranks: int = 1,
+    eos_ids: frozenset[int] = frozenset({EOS}),
+) -> ModelOnRank:
+    """What an engine loads on the CPU; the tiny model's shape unless another is given."""
+    architecture = architecture or shape()
+    return ModelOnRank(
+        architecture=architecture,
         checkpoint=checkpoint,
         precision=precision,
         device="cpu",
         rank=rank,
-        ranks=checkpoint.shards,
-        vocab_size=RECIPE.vocab_size,
-        eos_id=eos_id,
+        ranks=ranks,
+        vocab_size=architecture.vocab_size,
+        eos_ids=eos_ids,
     )
+
+
+def open_engine(
+    checkpoint: Checkpoint,
+    kv_heads: int = 4,
+    *,
+    precision: str = "fp32",
+    rank: int = 0,
+    ranks: int = 1,
+    eos_ids: frozenset[int] = frozenset({EOS}),
+) -> Reference:
+    """Engine `reference` with the tiny model."""
+    model = on_rank(checkpoint, shape(kv_heads), precision=precision, rank=rank, ranks=ranks, eos_ids=eos_ids)
+    return load(model)
+
+
+def ask(
+    prompts: list[list[int]], length: int, positions: int = 64, first: int = 0, rows: int | None = None
+) -> BatchRequest:
+    """A batch of prompts that are named p0, p1, … from the first one on."""
+    names = [f"p{first + row}" for row in range(len(prompts))]
+    return BatchRequest(0, names, prompts, length, positions, rows or len(prompts))
 
 
 def off(logits: Tensor, exact: Tensor) -> float:
@@ -80,16 +119,16 @@ def off(logits: Tensor, exact: Tensor) -> float:
 def run_ranks(folder: Path, task: str, count: int, **options: object) -> list[Any]:
     """Run a task of engine_rank.py in so many processes; what each one reported, None where it died."""
     folder.mkdir()
-    words = [sys.executable, str(Path(__file__).with_name("engine_rank.py")), task, str(folder), str(count)]
-    processes = [
-        subprocess.Popen([*words, str(rank), json.dumps(options)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-        for rank in range(count)
-    ]
+    words = [sys.executable, str(Path(__file__).with_name("engine_rank.py"))]
+    host = subprocess.Popen(
+        [*words, task, str(folder), str(count), json.dumps(options)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
     try:
-        for process in processes:
-            process.wait(timeout=120)
+        host.wait(timeout=180)
     finally:
-        for process in processes:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(host.pid, signal.SIGKILL)
     files = [folder / f"report-{rank}.json" for rank in range(count)]
     return [json.loads(file.read_text()) if file.is_file() else None for file in files]

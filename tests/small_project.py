@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from shardwatt.architectures import ArchitectureError, from_params
 from shardwatt.site import Site, parse_site
+from shardwatt.tensornames import shard_shape, whole_tensors
 
 #: LLaMA 65B's params.json as Meta ships it: vocabulary and context are not in it.
 PARAMS_65B = {
@@ -82,10 +86,30 @@ def make_root(folder: Path) -> Path:
 
 
 def make_checkpoint(folder: Path, shards: int, params: dict[str, Any] | None = None) -> Path:
-    """Files of a checkpoint in Meta's layout, with a few bytes in place of weights."""
+    """Files of a checkpoint in Meta's layout: their tensors have the shapes of the model, and no bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.json").write_text(json.dumps(params or PARAMS_65B))
     (folder / "tokenizer.model").write_bytes(b"pieces")
+    weights = hollow_shard(json.dumps(params or PARAMS_65B), shards)
     for rank in range(shards):
-        (folder / f"consolidated.{rank:02d}.pth").write_bytes(b"weights")
+        (folder / f"consolidated.{rank:02d}.pth").write_bytes(weights)
     return folder
+
+
+@cache
+def hollow_shard(params: str, shards: int) -> bytes:
+    """A shard file of torch whose tensors all show one number again and again."""
+    try:
+        architecture = from_params(json.loads(params), vocab_size=32_000)
+    except ArchitectureError:
+        return b"weights"  # what is wrong with the shape is told before they are looked at
+    import torch  # here: most of those who need a small project need no torch
+
+    number = torch.zeros(1, dtype=torch.float16)
+    tensors = {
+        tensor.name: number.expand(shard_shape(architecture, tensor, shards))
+        for tensor in whole_tensors(architecture)
+    }
+    stream = io.BytesIO()
+    torch.save(tensors, stream)
+    return stream.getvalue()

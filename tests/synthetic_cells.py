@@ -7,7 +7,7 @@ what the meters say is in synthetic_energy.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from typing import Any
 from shardwatt.attempts import Failure
 from shardwatt.cell import Cell
 from shardwatt.cellfiles import write_table
+from shardwatt.engines import ENGINES
 from shardwatt.errors import Reason
 from shardwatt.layout import CellPaths
 from shardwatt.recordfiles import write
 from shardwatt.records import CellRecord, Counts, Inputs, Memory, Outcome, Provenance, Record, Timings
 from shardwatt.study import Constants
+from synthetic_efficiency import efficiency_of
 from synthetic_energy import (
     EnergyNumbers,
     device_power_w,
@@ -62,6 +64,8 @@ class Numbers(EnergyNumbers):
         job_id: the job in which it ran.
         was_loaded: whether its ranks had run another cell of the job before.
         cool_down_s: time it waited for the devices to cool.
+        decode_share: of the peak memory bandwidth that decode reads; None where no data sheet is known.
+        engine_notes: what the engine says of how it ran.
     """
 
     batch_s: float = 10.0
@@ -71,6 +75,8 @@ class Numbers(EnergyNumbers):
     job_id: str = "17"
     was_loaded: bool = False
     cool_down_s: float | None = None
+    decode_share: float | None = 0.6
+    engine_notes: dict[str, str] = field(default_factory=dict)
     model_fingerprint: str = "0123456789abcdef"
     dataset_sha256: str = "d" * 64
     commit: str | None = "0" * 40
@@ -82,7 +88,8 @@ def write_ok(
     """Write the four files of a cell that ran through, and return its record."""
     n = numbers or Numbers()
     tokens, words = max(1, cell.length // 2), len(n.text.split(" "))
-    sizes = [min(cell.batch, constants.prompts - start) for start in range(0, constants.prompts, cell.batch)]
+    portion = constants.prompts if ENGINES[cell.engine].queue else cell.batch
+    sizes = [min(portion, constants.prompts - start) for start in range(0, constants.prompts, portion)]
     powers_w = device_power_w(cell, n)
     power_w = None if powers_w is None else sum(powers_w)
     batches: list[dict[str, Any]] = []
@@ -146,14 +153,22 @@ def write_ok(
         energy=energy_of(cell, n, batches_s=now_s, between_s=n.between_s),
         power_cap=power_cap_of(cell, n),
         utilisation=n.utilisation,
-        memory=Memory(peak_memory_gib=13.5, planned_memory_gib=14.0),
+        efficiency=efficiency_of(
+            cell,
+            prompts=total,
+            batches=len(sizes),
+            batches_s=now_s,
+            window_s=duration_s,
+            decode_share=n.decode_share,
+        ),
+        memory=Memory(peak_memory_gib=13.5, planned_memory_gib=14.75, planned_allocated_gib=14.0),
         inputs=inputs(n),
         provenance=provenance(cell, n),
     )
     responses = [
         {
             "prompt_id": f"{cell.dataset}-{index}",
-            "batch": index // cell.batch,
+            "batch": index // portion,
             "prompt_tokens": 50,
             "output_tokens": tokens,
             "words": words,
@@ -182,7 +197,7 @@ def write_does_not_fit(
         outcome=Outcome.DOES_NOT_FIT,
         reason="rank 0 asked for 2.00 GiB more than 32 GiB",
         nodes=len(node_names(cell)),
-        memory=Memory(peak_memory_gib=31.0, planned_memory_gib=40.0),
+        memory=Memory(peak_memory_gib=31.0, planned_memory_gib=40.0, planned_allocated_gib=39.25),
         inputs=inputs(n),
         provenance=provenance(cell, n),
     )
@@ -248,6 +263,8 @@ def provenance(cell: Cell, numbers: Numbers) -> Provenance:
         commit=numbers.commit,
         commit_dirty=False,
         versions={"python": "3.11.2", "shardwatt": "0.1.0", "torch": "2.13.0"},
+        prompt_order=ENGINES[cell.engine].order,
+        engine=numbers.engine_notes,
     )
 
 

@@ -28,6 +28,7 @@ AxisValue: TypeAlias = str | int
 class Kind(StrEnum):
     """What a figure shows, with the published figures that it is the counterpart of."""
 
+    ENGINES = "engines"  # the same work by other inference loops
     THROUGHPUT = "throughput"  # figure 2
     POWER = "power"  # figure 3
     POWER_BY_SHARDS = "power-by-shards"  # figures 4 and 5
@@ -48,14 +49,17 @@ TITLES = {
     Kind.POWER_BY_SHARDS: "Power by shards",
     Kind.ENERGY_PER_TOKEN: "Energy per output token",
     Kind.ENERGY_PER_RESPONSE: "Energy per response",
+    Kind.ENGINES: "Engines side by side",
     Kind.RATIOS: "Two accountings of the same energy",
 }
 
 #: GPU type of a cell that runs on processors.
 _PROCESSORS = "cpu"
 
-#: Axes of which a figure holds one value each; they enter its name where the study has several values.
+#: Axes of which a figure holds one value each; they enter its name where the study has several values. The
+#: figure of the engines holds all of them.
 _CONDITIONS = ("engine", "precision", "cap")
+_CONDITIONS_OF_ENGINES = ("precision", "cap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,8 @@ class FigureSpec:
         words.append(f"at most {values['length']} new tokens")
         words.append(str(values["precision"]))
         words.append("no power cap" if values["cap"] == "none" else f"capped at {values['cap']} W per GPU")
-        words.append(f"engine {values['engine']}")
+        if "engine" in values:
+            words.append(f"engine {values['engine']}")
         return ", ".join(words)
 
     def holds(self, cell: Cell) -> bool:
@@ -107,27 +112,57 @@ def figures(cells: Iterable[Cell]) -> list[FigureSpec]:
 
     The comparisons take the batch size nearest 64 and the maximum length nearest 256 among those that
     most pairs of model and GPU type have. Engine, precision and cap enter a name where the study
-    varies them. A study that runs on processors alone has no ratios: only an estimate is made there.
+    varies them. Engines are set side by side where a study has several of them for the same model, GPU type
+    and maximum length; there a figure that would hold a single mark of theirs is left out. A study that runs
+    on processors alone has no ratios: only an estimate is made there.
     """
     known = tuple(cells)
     varied = [axis for axis in _CONDITIONS if len({getattr(cell, axis) for cell in known}) > 1]
     by_condition: dict[tuple[AxisValue, ...], list[Cell]] = defaultdict(list)
     for cell in known:
         by_condition[tuple(getattr(cell, axis) for axis in _CONDITIONS)].append(cell)
-    specs = []
+    specs = _side_by_side(known, [axis for axis in varied if axis != "engine"])
+    compared = tuple(specs)
     for condition, members in sorted(by_condition.items()):
         shared = dict(zip(_CONDITIONS, condition, strict=True))
         ending = [_name_part(axis, shared[axis]) for axis in varied]
         batch, length = _comparison_point(members)
-        for kind in COMPARISONS:
-            specs.append(_spec(kind, [], {"batch": batch, "length": length, **shared}, ending))
+        at_point = (cell for cell in members if (cell.batch, cell.length) == (batch, length))
+        if not _is_one_mark(at_point, ("model", "gpu"), compared):
+            for kind in COMPARISONS:
+                specs.append(_spec(kind, [], {"batch": batch, "length": length, **shared}, ending))
         for model, gpu, at_length in sorted({(c.model, c.gpu, c.length) for c in members}):
             own: dict[str, AxisValue] = {"model": model, "gpu": gpu, "length": at_length}
             parts = [_name_part(axis, value) for axis, value in own.items()]
-            specs.extend(_spec(kind, parts, {**own, **shared}, ending) for kind in SCALINGS)
+            of_own = (c for c in members if (c.model, c.gpu, c.length) == (model, gpu, at_length))
+            if not _is_one_mark(of_own, ("shards", "batch"), compared):
+                specs.extend(_spec(kind, parts, {**own, **shared}, ending) for kind in SCALINGS)
     if any(cell.gpu != _PROCESSORS for cell in known):
         specs.append(_spec(Kind.RATIOS, [], {}, []))
     return sorted(specs, key=lambda spec: list(Kind).index(spec.kind))
+
+
+def _side_by_side(cells: tuple[Cell, ...], varied: list[str]) -> list[FigureSpec]:
+    """The figures that compare engines, each of one model, GPU type and maximum length."""
+    axes = ("model", "gpu", "length", *_CONDITIONS_OF_ENGINES)
+    engines: dict[tuple[AxisValue, ...], set[str]] = defaultdict(set)
+    for cell in cells:
+        engines[tuple(getattr(cell, axis) for axis in axes)].add(cell.engine)
+    specs = []
+    for values, found in sorted(engines.items()):
+        if len(found) > 1:
+            fixed = dict(zip(axes, values, strict=True))
+            parts = [_name_part(axis, fixed[axis]) for axis in (*axes[:3], *varied)]
+            specs.append(_spec(Kind.ENGINES, parts, fixed, []))
+    return specs
+
+
+def _is_one_mark(cells: Iterable[Cell], axes: tuple[str, str], compared: tuple[FigureSpec, ...]) -> bool:
+    """Whether a figure of these cells would hold one mark a panel that a figure of engines holds too."""
+    if not compared:
+        return False
+    marks = {tuple(getattr(cell, axis) for axis in axes): cell for cell in cells}
+    return len(marks) == 1 and any(spec.holds(cell) for spec in compared for cell in marks.values())
 
 
 def _spec(kind: Kind, parts: list[str], fixed: Mapping[str, AxisValue], ending: list[str]) -> FigureSpec:

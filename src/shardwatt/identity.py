@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardwatt.cell import Cell
+from shardwatt.checkpoints import ModelError
 from shardwatt.datasets import load_catalogue
-from shardwatt.models import ModelError, find_checkpoint, fingerprint
+from shardwatt.models import find_checkpoint, fingerprint
 from shardwatt.site import Site
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from shardwatt.architectures import Architecture, ArchitectureError
 from shardwatt.cell import AXES, Cell
+from shardwatt.checkpoints import Checkpoint, ModelError
 from shardwatt.datasets import Catalogue, CatalogueError, load_catalogue
 from shardwatt.devices import has_gpus
+from shardwatt.engines import BF16_CAPABILITY, ENGINES
 from shardwatt.errors import SiteError, StudyError, suggestion
 from shardwatt.jobshape import job_shape
-from shardwatt.models import ModelError, find_architecture, find_checkpoint
+from shardwatt.models import find_architecture, find_checkpoint, recipe_file
 from shardwatt.plan.memory import fewest_shards
 from shardwatt.site import Site
 from shardwatt.study import Block, Study, study_file
-
-#: Inference loops that a cell can run.
-ENGINES = ("reference",)
+from shardwatt.tensornames import tensor_problems
 
 
 def expand(root: Path, name: str, study: Study, site: Site, *, with_models: bool = True) -> tuple[Cell, ...]:
@@ -50,7 +50,9 @@ class _Expansion:
             {axis: frozenset(map(str, values)) for axis, values in entry.items()} for entry in study.exclude
         ]
         self.architecture: Callable[[str], Architecture | None] = cache(self._architecture)
-        self.check_layout: Callable[[str, str, int], None] = cache(self._check_layout)
+        self.check_layout: Callable[[str, str, str, int], None] = cache(self._check_layout)
+        self.check_tensors: Callable[[str, Checkpoint], None] = cache(self._check_tensors)
+        self.check_precision: Callable[[str, str], None] = cache(self._check_precision)
         self.check_cap: Callable[[str, str], None] = cache(self._check_cap)
 
     def cells(self) -> tuple[Cell, ...]:
@@ -59,7 +61,8 @@ class _Expansion:
         for index, block in enumerate(self.study.matrix):
             self._check_names(index, block)
             for cell in self._product(index, block):
-                self.check_layout(cell.model, cell.gpu, cell.shards)
+                self.check_layout(cell.engine, cell.model, cell.gpu, cell.shards)
+                self.check_precision(cell.gpu, cell.precision)
                 self.check_cap(cell.gpu, cell.cap)
                 found[cell] = None
         if not found:
@@ -78,13 +81,13 @@ class _Expansion:
                 yield Cell(**chosen)
 
     def _fewest(self, index: int, chosen: dict[str, str | int]) -> int:
-        model, gpu = str(chosen["model"]), str(chosen["gpu"])
+        engine, model, gpu = (str(chosen[axis]) for axis in ("engine", "model", "gpu"))
         where = f"{self.file}: matrix.{index}.shards: minimum"
         architecture = self.architecture(model)
         if architecture is None:
             raise StudyError(
                 f"{where}: the shape of model '{model}' is not known here; "
-                "put its params.json into the site's models folder, or write a number"
+                "put its params.json or config.json into the site's models folder, or write a number"
             )
         memory_gib = self.site.gpus[gpu].memory_gib
         shards = fewest_shards(
@@ -94,7 +97,8 @@ class _Expansion:
             batch=int(chosen["batch"]),
             length=int(chosen["length"]),
             cache_tokens=self.study.cache_tokens,
-            counts=[n for n in architecture.allowed_shards() if self._has_layout(gpu, n)],
+            engine=engine,
+            counts=[n for n in shard_counts(engine, architecture) if self._has_layout(gpu, n)],
         )
         if shards is None:
             raise StudyError(
@@ -112,8 +116,14 @@ class _Expansion:
         return True
 
     def _check_names(self, index: int, block: Block) -> None:
+        for name in map(str, block.engine):
+            if name not in ENGINES:
+                listed = "".join(f"\n  {engine}: {facts.about}" for engine, facts in ENGINES.items())
+                raise StudyError(
+                    f"{self.file}: matrix.{index}.engine: found '{name}'{suggestion(name, ENGINES)}; "
+                    f"allowed:{listed}"
+                )
         for axis, known in (
-            ("engine", ENGINES),
             ("gpu", tuple(self.site.gpus)),
             ("dataset", tuple(self.catalogue.datasets)),
         ):
@@ -143,20 +153,43 @@ class _Expansion:
         except (ModelError, ArchitectureError) as problem:
             raise StudyError(f"{self.file}: model '{model}': {problem}") from None
 
-    def _check_layout(self, model: str, gpu: str, shards: int) -> None:
-        """Check that the model splits and lies there in so many shards, and that they fill nodes."""
+    def _check_layout(self, engine: str, model: str, gpu: str, shards: int) -> None:
+        """Check that the model splits so, that its checkpoint is there, and that the shards fill nodes."""
         architecture = self.architecture(model)
-        if architecture is not None and shards not in architecture.allowed_shards():
-            raise StudyError(
-                f"{self.file}: shards: {shards} does not divide {model}'s "
-                f"{_undivided(architecture, shards)}; use {_or(architecture.allowed_shards())}"
-            )
+        if architecture is not None and shards not in shard_counts(engine, architecture):
+            raise StudyError(f"{self.file}: {_refused(engine, model, architecture, shards)}")
         try:
             job_shape(self.site, gpu, shards)
             if self.with_models:
-                find_checkpoint(self.root, self.site.models, model, shards)
+                self.check_tensors(model, find_checkpoint(self.root, self.site.models, model, shards))
         except (SiteError, ModelError, CatalogueError) as problem:
             raise StudyError(f"{self.file}: {problem}") from None
+
+    def _check_tensors(self, model: str, checkpoint: Checkpoint) -> None:
+        """Look at what the files say that they hold: a last shard that is missing shows nowhere else.
+
+        Raises:
+            ModelError: it is not what the model's shape implies.
+        """
+        if recipe_file(self.root, model).is_file():
+            return  # it may have to be made first, which keeps to the recipe
+        problems = tensor_problems(checkpoint, self.architecture(model))
+        if problems:
+            more = f"; `shardwatt model inspect {model}` tells {len(problems) - 1} more"
+            raise ModelError(f"model '{model}': {problems[0]}{more if problems[1:] else ''}")
+
+    def _check_precision(self, gpu: str, precision: str) -> None:
+        """Refuse bf16 where GPUs do not calculate in it: torch would emulate it without a word."""
+        gpu_type = self.site.gpus[gpu]
+        capability = gpu_type.compute_capability
+        if precision != "bf16" or gpu_type.kind != "cuda" or capability is None:
+            return
+        major, minor = map(int, capability.split("."))
+        if (major, minor) < BF16_CAPABILITY:
+            raise StudyError(
+                f"{self.file}: precision: bf16 on {gpu}: these GPUs have compute capability {capability} at "
+                f"site '{self.site.name}', and bfloat16 arithmetic needs 8.0; use fp16 or fp32"
+            )
 
     def _check_cap(self, gpu: str, cap: str) -> None:
         """Check that the site can set a power limit: a cell that only carries its name would be false."""
@@ -189,16 +222,37 @@ class _Expansion:
         )
 
 
-def _undivided(architecture: Architecture, shards: int) -> str:
-    """Name the sizes that a shard count does not divide."""
+def shard_counts(engine: str, architecture: Architecture) -> tuple[int, ...]:
+    """Shard counts at which an engine runs a model."""
+    counts = architecture.allowed_shards()
+    if ENGINES[engine].loop == "transformers":
+        # Its tensor parallelism holds no key and value head twice.
+        counts = tuple(n for n in counts if architecture.n_kv_heads % n == 0)
+    return counts
+
+
+def _refused(engine: str, model: str, architecture: Architecture, shards: int) -> str:
+    """Say why a model is not split so, and how it can be."""
+    counts = shard_counts(engine, architecture)
+    if shards in architecture.allowed_shards():
+        return (
+            f"shards: {shards} does not divide {model}'s {architecture.n_kv_heads} KV heads, and engine "
+            f"{engine} replicates none; use {_or(counts)}, or another engine"
+        )
     sizes = {
         "heads": architecture.n_heads,
-        "KV heads": architecture.n_kv_heads if architecture.n_kv_heads != architecture.n_heads else shards,
         "hidden units": architecture.hidden_dim,
         "vocabulary entries": architecture.vocab_size,
         "dimensions": architecture.dim,
     }
-    return ", ".join(f"{size} {name}" for name, size in sizes.items() if size % shards)
+    undivided = [f"{size} {name}" for name, size in sizes.items() if size % shards]
+    words = f"does not divide {model}'s {', '.join(undivided)}"
+    if not undivided:
+        words = (
+            f"does not fit {model}'s {architecture.n_kv_heads} KV heads, which are split evenly, or above "
+            "their number replicated evenly"
+        )
+    return f"shards: {shards} {words}; use {_or(counts)}"
 
 
 def _or(numbers: tuple[int, ...]) -> str:

@@ -7,17 +7,16 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer
 
+from shardwatt.checkpoints import ModelError
 from shardwatt.data.fetch import DataError, fetch, place, read_verified
 from shardwatt.data.prompts import load_examples
-from shardwatt.data.tokenizer import Tokenizer
+from shardwatt.data.tokenizer import open_tokenizer
 from shardwatt.datasets import CatalogueError, load_catalogue
 from shardwatt.errors import suggestion
 from shardwatt.models import (
     TRAINING_DATASETS,
-    ModelError,
     Recipe,
     find_architecture,
-    find_checkpoint,
     load_recipe,
     made_checkpoint,
     recipe_file,
@@ -96,7 +95,7 @@ def make_model(root: Path, site: Site, model: str, shards: int) -> Path:
         Its folder, with params.json and the shard files.
 
     Raises:
-        ModelError: there is no such recipe, or it is not made in so many shards.
+        ModelError: there is no such recipe, it does not list so many shards, or they do not divide it.
         ArchitectureError: its shape is impossible.
         CellFailure: with reason `bad_tokenizer`: the tokenizer's vocabulary is not the model's.
         CatalogueError: it names a tokenizer that config/datasets.yaml does not hold.
@@ -104,11 +103,25 @@ def make_model(root: Path, site: Site, model: str, shards: int) -> Path:
         OSError: the weights cannot be written.
     """
     recipe = _recipe(root, model)
-    checkpoint = find_checkpoint(root, site.models, model, shards)
+    if shards not in recipe.shards:
+        raise ModelError(
+            f"model '{model}' is made in {', '.join(map(str, recipe.shards))} shards, which any number of "
+            f"ranks reads, and not in {shards}; to have those too, add it to `shards` in "
+            f"{recipe_file(root, model)}"
+        )
+    checkpoint = made_checkpoint(site.models, model, shards)
     architecture = find_architecture(root, site.models, model)
     assert architecture is not None, "a recipe gives the shape"
-    tokenizer = Tokenizer(make_tokenizer(root, site, model))
+    if shards not in architecture.allowed_shards():
+        raise ModelError(
+            f"{recipe_file(root, model)}: shards: {shards} does not divide the model; use "
+            f"{', '.join(map(str, architecture.allowed_shards()))}"
+        )
+    tokenizer = open_tokenizer(make_tokenizer(root, site, model))
     tokenizer.expect_vocabulary(architecture.vocab_size)
+
+    # The weights make one end likely; of a tokenizer with several, the others are never drawn.
+    eos_id, *others = sorted(tokenizer.eos_ids)
 
     from shardwatt.engine.make_weights import make_weights  # here: torch takes seconds to import
 
@@ -117,8 +130,8 @@ def make_model(root: Path, site: Site, model: str, shards: int) -> Path:
         architecture,
         shards,
         checkpoint.folder,
-        tokenizer.eos_id,
-        never=tokenizer.unprintable_ids(),
+        eos_id,
+        never=[*tokenizer.unprintable_ids(), *others],
     )
     return checkpoint.folder
 

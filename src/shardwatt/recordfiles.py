@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from shardwatt.errors import RecordError
 from shardwatt.mistakes import explain
 
-#: Of every file that is written: 2 since energy is told by device.
-SchemaVersion = Literal[2]
-SCHEMA_VERSION: SchemaVersion = 2
+#: Of every file that is written: 3 since a record says what its engine did with the devices' peaks.
+SchemaVersion = Literal[3]
+SCHEMA_VERSION: SchemaVersion = 3
 
 
 class RecordModel(BaseModel):

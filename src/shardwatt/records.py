@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shardwatt.cell import AXES, Cell, is_axis_value
+from shardwatt.efficiency import Efficiency
 from shardwatt.readings import Energy, NonNegative, PowerCap, Utilisation
 from shardwatt.recordfiles import SCHEMA_VERSION, RecordModel, SchemaVersion
 from shardwatt.study import Constants
@@ -69,7 +70,11 @@ class Memory(RecordModel):
     peak_memory_gib: NonNegative | None
     """Largest over the ranks: allocated by torch on CUDA, the process's high-water mark on CPUs."""
     planned_memory_gib: NonNegative | None
-    """What the memory model predicted for one device."""
+    """What the memory model predicted for one device, the CUDA context included; null for processors, which
+    it does not describe."""
+    planned_allocated_gib: NonNegative | None
+    """That without the CUDA context, which torch does not count: what `peak_memory_gib` is to be compared
+    with."""
 
 
 class Inputs(RecordModel):
@@ -98,6 +103,10 @@ class Provenance(RecordModel):
     commit_dirty: bool | None
     versions: dict[str, str]
     """Versions of shardwatt, python, torch, fairscale, …."""
+    prompt_order: Literal["sample", "length"]
+    """How prompts were put into batches: as they were sampled, or the longest first."""
+    engine: dict[str, str]
+    """How the engine ran, in its own words: kernels, CUDA graphs or why none; empty where it did not."""
 
 
 class CellRecord(RecordModel):
@@ -147,6 +156,7 @@ class Record(RecordModel):
     power_cap: PowerCap | None = None
     """The power cap and what the driver said of it; null where the cell has none."""
     utilisation: Utilisation | None = None
+    efficiency: Efficiency | None = None
     memory: Memory
     inputs: Inputs
     provenance: Provenance
@@ -155,9 +165,9 @@ class Record(RecordModel):
     def _consistent(self) -> Record:
         if self.constants.hash != self.constants_hash:
             raise ValueError("constants_hash does not belong to the constants")
-        parts = (self.timings, self.counts, self.energy, self.utilisation)
+        parts = (self.timings, self.counts, self.energy, self.utilisation, self.efficiency)
         if self.outcome is Outcome.OK and None in parts:
-            raise ValueError("outcome ok without timings, counts, energy or utilisation")
+            raise ValueError("outcome ok without timings, counts, energy, utilisation or efficiency")
         if self.counts is not None and self.counts.responses != self.counts.prompts:
             raise ValueError(
                 f"{self.counts.responses} responses to {self.counts.prompts} prompts; expected as many"

@@ -9,10 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from shardwatt import datasheets
 from shardwatt.cell import STUDY_PATTERN
 from shardwatt.datasets import Catalogue, Dataset
 from shardwatt.models import Recipe
 from shardwatt.site import GpuType, Site, SlurmWords
+from shardwatt.sitepeak import Peak
 from shardwatt.study import Block, Study
 
 #: The model behind each kind of file.
@@ -62,6 +64,7 @@ KEY_TABLES: dict[str, type[BaseModel]] = {
     "block": Block,
     "site": Site,
     "gpu": GpuType,
+    "peak": Peak,
     "slurm": SlurmWords,
     "dataset": Dataset,
     "recipe": Recipe,
@@ -88,14 +91,14 @@ def key_table(name: str) -> str:
 
 
 def with_key_tables(page: str) -> str:
-    """A page with every table of keys between its two markers replaced.
+    """A page with every table of keys, and that of data sheets, between its two markers replaced.
 
     Raises:
         ValueError: a marker is missing.
     """
     for name in KEY_TABLES:
         page = with_generated(page, f"keys of {name}", key_table(name))
-    return page
+    return with_generated(page, "data sheets", datasheets.markdown())
 
 
 def with_generated(page: str, name: str, text: str) -> str:

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from shardwatt.cell import AXIS_PATTERNS, NAME_WORDS
+from shardwatt.datasheets import DATA_SHEETS
 from shardwatt.errors import SiteError
+from shardwatt.sitepeak import Peak, SheetName
 from shardwatt.sitepower import Dcgm, PowerLimits
 from shardwatt.yamlfile import Form, StrictModel, parse_model, read_mapping
 
@@ -148,8 +150,14 @@ class GpuType(StrictModel):
     together. Energy that cannot be measured is estimated with it; without it that is unavailable."""
     tdp_source: str | None = None
     """Where `tdp_w` comes from; written into every estimate made with it."""
+    data_sheet: SheetName | None = None
+    """Name of the GPU's data sheet in the catalogue below, e.g. `a100-sxm-80gb`: utilisation is measured
+    against its memory bandwidth and operations a second, and unknown without them."""
+    peak: Peak | None = None
+    """Figures of the site's own instead, for a device without a data sheet there, such as a processor."""
     compute_capability: Annotated[str, Form(r"[0-9]{1,2}\.[0-9]", "two numbers such as 8.0")] | None = None
-    """NVIDIA's compute capability, e.g. '7.0' for a V100: `shardwatt check-site` compares torch with it."""
+    """NVIDIA's compute capability, e.g. '7.0' for a V100: `shardwatt check-site` compares torch with it, and
+    bf16 is refused below 8.0. None: that of the `data_sheet`."""
     power_limits_w: (
         Annotated[
             list[Annotated[float, Field(gt=0, strict=True)]],
@@ -174,6 +182,41 @@ class GpuType(StrictModel):
             )
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _capability_of_its_sheet(cls, content: Any) -> Any:
+        """Take the compute capability from the data sheet, where the type does not say it."""
+        if not isinstance(content, Mapping) or content.get("compute_capability") is not None:
+            return content
+        sheet = DATA_SHEETS.get(str(content.get("data_sheet")))
+        if sheet is None or sheet.compute_capability is None:
+            return content
+        return {**content, "compute_capability": sheet.compute_capability}
+
+    @model_validator(mode="after")
+    def _sheet_fits(self) -> GpuType:
+        """Find a data sheet that cannot be this type's."""
+        if self.data_sheet is None:
+            return self
+        sheet = DATA_SHEETS[self.data_sheet]
+        if self.peak is not None:
+            raise ValueError("data_sheet and peak: found both; expected one of them")
+        if self.kind == "cpu":
+            raise ValueError(
+                f"data_sheet: {sheet.name} is a GPU's; expected figures in `peak` with kind: cpu"
+            )
+        if self.compute_capability != sheet.compute_capability:
+            raise ValueError(
+                f"compute_capability: found {self.compute_capability}, and data_sheet {sheet.name} has "
+                f"{sheet.compute_capability or 'none'}; one of them is another GPU's"
+            )
+        if self.memory_gib > sheet.memory_gib:
+            raise ValueError(
+                f"memory_gib: found {self.memory_gib:g}, and data_sheet {sheet.name} has "
+                f"{sheet.memory_gib:g}; one of them is another GPU's"
+            )
+        return self
+
 
 class Site(StrictModel):
     """What the place offers. Nothing about it stands in a study."""
@@ -183,7 +226,7 @@ class Site(StrictModel):
     launcher: Literal["local", "slurm"]
     """How ranks start: `local` uses submitit on this machine; `slurm` uses srun on a job's nodes."""
     models: Path
-    """Folder with a folder for each model, in Meta's layout."""
+    """Folder with a folder for each model, in Meta's layout or Hugging Face's."""
     data: Path
     """Folder with the data sets' files; what is missing is downloaded there."""
     gpus: Annotated[dict[GpuName, GpuType], Field(min_length=1)]
@@ -206,8 +249,8 @@ class Site(StrictModel):
     """Network interface between the nodes for NCCL and gloo; None takes the one that carries the address
     of the node's host name."""
     staging: Path | None = None
-    """Folder on each node's own disk to which a rank copies its shard before it loads it; None reads the
-    shard from where it lies."""
+    """Folder on each node's own disk to which a rank copies the files that its slices lie in before it
+    loads them; None reads them from where they lie."""
     stop_before_limit_s: Annotated[float, Field(gt=0, strict=True)] = 120.0
     """Time in s before a job's time limit at which the cell ends by itself, with what it has put aside.
     Slurm's own warning to the ranks comes after half of it: from 120 s on surely later."""

@@ -56,6 +56,7 @@ ModelName = Annotated[str, Form(AXIS_PATTERNS["model"], NAME_WORDS)]
 GpuName = Annotated[str, Form(AXIS_PATTERNS["gpu"], NAME_WORDS)]
 DatasetName = Annotated[str, Form(AXIS_PATTERNS["dataset"], NAME_WORDS)]
 Precision = Literal["fp32", "bf16", "fp16"]
+CudaGraphs = Literal["one-shard", "always", "never"]
 
 
 def _count_or(word: str) -> BeforeValidator:
@@ -131,6 +132,9 @@ class Constants(StrictModel):
     """New tokens of the warm-up batch, which is not counted; 0 for no warm-up."""
     cache_tokens: Count | None = None
     """Positions of the KV cache; None: min(context, longest prompt of the batch + length)."""
+    cuda_graphs: CudaGraphs = "one-shard"
+    """Whether engine `fast` captures its decode steps in CUDA graphs: where one rank is alone, `always` also
+    over several, or `never`. What came of it stands in the record."""
     idle_settle_s: Annotated[float, Field(ge=0, le=3600, strict=True)] = 30.0
     """Time in s that devices are left alone before a baseline of their idle power is read; there are two,
     before the ranks start and with the model loaded. Only where energy is measured, not estimated."""

@@ -3,3 +3,8 @@
 GIB = 1024**3
 MILLI = 1e-3
 MICRO = 1e-6
+
+
+def size_words(size_bytes: float) -> str:
+    """A size of files in words: in GB of 10^9 bytes, or in MB below one."""
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"

@@ -81,7 +81,7 @@ def test_everything_is_built_from_what_there_is(mixed: Path) -> None:
         "tables",
     }
     assert len(list((out / "figures").iterdir())) == 6 * 3
-    assert len(list((out / "tables").iterdir())) == 5 * 3
+    assert len(list((out / "tables").iterdir())) == 6 * 3
 
 
 def test_text_from_models_and_messages_is_escaped(mixed: Path) -> None:

@@ -111,7 +111,7 @@ def test_another_schema_version_is_invalid(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 1}))
     state = _one(tmp_path)
     assert state.state is State.INVALID
-    assert "schema version 1; expected 2" in (state.detail or "")
+    assert "schema version 1; expected 3" in (state.detail or "")
 
 
 @pytest.mark.parametrize("name", [name for name in CELL_FILES if name.endswith(".parquet")])

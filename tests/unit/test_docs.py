@@ -128,7 +128,10 @@ def test_every_link_and_picture_is_there(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_command_exists_with_its_options(page: Path) -> None:
     for words in said_commands(page):
-        command = commands.commands.get(words[0])
+        command: click.Command | None = commands
+        rest = iter(words)
+        while isinstance(command, click.Group) and (word := next(rest, None)) is not None:
+            command = command.commands.get(word)
         assert command is not None, f"{name(page)}: shardwatt {' '.join(words)}"
         known = {
             option

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import pytest
 import torch
 from fairscale.nn.model_parallel import layers
-from torch import Tensor
 
 import engine_tiny
-from shardwatt.architectures import Architecture
+from engine_dense import dense_logits
 from shardwatt.engine.model import Transformer
 from shardwatt.engine.reference import Reference
 from shardwatt.models import Checkpoint
@@ -34,50 +32,10 @@ def opened(checkpoint: Checkpoint, kv_heads: int, precision: str = "fp32") -> Re
     return engine
 
 
-def dense_logits(weights: dict[str, Tensor], shape: Architecture, tokens: list[int]) -> Tensor:
-    """Logits after each token of one row in float64: head by head, position by position, no cache."""
-    w = {name: tensor.double() for name, tensor in weights.items()}
-    half = shape.head_dim // 2
-
-    def norm(x: Tensor, gain: Tensor) -> Tensor:
-        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + shape.norm_eps) * gain
-
-    def turn(x: Tensor) -> Tensor:
-        turned = torch.empty_like(x)
-        for position in range(len(x)):
-            for pair in range(half):
-                angle = position * shape.rope_theta ** (-pair / half)
-                a, b = x[position, 2 * pair], x[position, 2 * pair + 1]
-                turned[position, 2 * pair] = a * math.cos(angle) - b * math.sin(angle)
-                turned[position, 2 * pair + 1] = a * math.sin(angle) + b * math.cos(angle)
-        return turned
-
-    x = w["tok_embeddings.weight"][tokens]
-    for layer in range(shape.n_layers):
-        p = f"layers.{layer}."
-        y = norm(x, w[p + "attention_norm.weight"])
-        q, k, v = (y @ w[f"{p}attention.{name}.weight"].T for name in ("wq", "wk", "wv"))
-        mixed = torch.zeros_like(q)
-        for head in range(shape.n_heads):
-            of_q = slice(head * shape.head_dim, (head + 1) * shape.head_dim)
-            group = head * shape.n_kv_heads // shape.n_heads
-            of_k = slice(group * shape.head_dim, (group + 1) * shape.head_dim)
-            turned_q, turned_k = turn(q[:, of_q]), turn(k[:, of_k])
-            for position in range(len(tokens)):
-                scores = turned_k[: position + 1] @ turned_q[position] / math.sqrt(shape.head_dim)
-                mixed[position, of_q] = torch.softmax(scores, 0) @ v[: position + 1, of_k]
-        x = x + mixed @ w[p + "attention.wo.weight"].T
-        y = norm(x, w[p + "ffn_norm.weight"])
-        gate = y @ w[p + "feed_forward.w1.weight"].T
-        gate = gate / (1 + torch.exp(-gate))
-        x = x + (gate * (y @ w[p + "feed_forward.w3.weight"].T)) @ w[p + "feed_forward.w2.weight"].T
-    return norm(x, w["norm.weight"]) @ w["output.weight"].T
-
-
 @pytest.mark.parametrize("kv_heads", KV_HEADS)
 def test_logits_equal_a_dense_implementation(checkpoints: dict[int, Checkpoint], kv_heads: int) -> None:
     engine = opened(checkpoints[kv_heads], kv_heads)
-    weights = torch.load(checkpoints[kv_heads].shard_files[0], weights_only=True)
+    weights = torch.load(checkpoints[kv_heads].weight_files[0], weights_only=True)
     with torch.inference_mode():
         logits = engine.model(TOKENS, 0)
     for row, tokens in enumerate(TOKENS.tolist()):

@@ -15,14 +15,18 @@ from shardwatt.engine.parallel import RENDEZVOUS, join
 from shardwatt.errors import CellFailure, Reason
 
 
-@pytest.mark.parametrize(("shards", "kv_heads"), [(2, 2), (4, 4)])
-def test_shards_compute_what_one_rank_does(tmp_path: Path, shards: int, kv_heads: int) -> None:
+@pytest.mark.parametrize(
+    ("saved", "shards", "kv_heads"), [(2, 2, 2), (4, 4, 4)], ids=["two ranks, grouped heads", "four ranks"]
+)
+def test_shards_compute_what_one_rank_does(tmp_path: Path, saved: int, shards: int, kv_heads: int) -> None:
     single = engine_tiny.make(tmp_path / "one", 1, kv_heads)
-    several = engine_tiny.make(tmp_path / "several", shards, kv_heads)
+    several = engine_tiny.make(tmp_path / "several", saved, kv_heads)
     with engine_tiny.alone(tmp_path / "group") as ranks:
-        alone = engine_rank.answer(ranks, {"checkpoint": str(single.folder), "kv_heads": kv_heads})
+        alone = engine_rank.answer(
+            ranks, {"checkpoint": str(single.folder), "saved": 1, "kv_heads": kv_heads}
+        )
     reports = engine_tiny.run_ranks(
-        tmp_path / "run", "answer", shards, checkpoint=str(several.folder), kv_heads=kv_heads
+        tmp_path / "run", "answer", shards, checkpoint=str(several.folder), saved=saved, kv_heads=kv_heads
     )
     exact = torch.tensor(alone["logits"])
     for report in reports:

@@ -1,4 +1,4 @@
-"""The published loop's bookkeeping: which steps it takes, what they count as, and where answers are cut."""
+"""The published loops' bookkeeping: which steps they take, what those count as, and where answers are cut."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from torch import Tensor, nn
 
 import engine_tiny
 from shardwatt.engine.failures import torch_failures
-from shardwatt.engine.protocol import BatchRequest, BatchResult, Sampling
+from shardwatt.engine.protocol import BatchResult, Sampling
 from shardwatt.engine.reference import Reference
+from shardwatt.engine.reference_v2 import ReferenceV2
 from shardwatt.errors import CellFailure, DoesNotFit, Reason
 
 GREEDY = Sampling(temperature=0, top_p=1, seed=0)
 SAMPLED = Sampling(temperature=0.8, top_p=0.95, seed=11)
-NEVER_EOS = 1  # the made weights never say it
+NEVER_EOS = frozenset({1})  # the made weights never say it
 SHORT, MIDDLE, LONG = [1, 40, 41], [1, 7, 9, 250, 33], [1, 5, 80, 81, 82, 83, 84, 11]
 MIXED = [MIDDLE, SHORT, LONG]
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
+@pytest.fixture(scope="module", params=[Reference, ReferenceV2], ids=["v1", "v2"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
     folder = tmp_path_factory.mktemp("reference")
     checkpoint = engine_tiny.make(folder / "model")
     with engine_tiny.alone(folder / "group"):
-        opened = engine_tiny.open_engine(checkpoint, eos_id=NEVER_EOS)
+        opened = engine_tiny.open_engine(checkpoint)
         opened.allocate(4, 64)
-        yield opened
+        yield request.param(opened.model, opened.device, NEVER_EOS)
 
 
 def ask(
@@ -38,13 +39,13 @@ def ask(
     *,
     positions: int = 64,
     sampling: Sampling = GREEDY,
-    index: int = 0,
+    first: int = 0,
 ) -> BatchResult:
-    return engine.generate(BatchRequest(index, prompts, length, positions), sampling, lambda rows: None)
+    return engine.generate(engine_tiny.ask(prompts, length, positions, first), sampling, lambda rows: None)
 
 
-def with_eos(engine: Reference, eos_id: int) -> Reference:
-    return Reference(engine.model, engine.device, eos_id)
+def with_eos(engine: Reference, *eos_ids: int) -> Reference:
+    return type(engine)(engine.model, engine.device, frozenset(eos_ids))
 
 
 @torch.inference_mode()
@@ -64,14 +65,14 @@ def test_longer_prompts_are_walked_and_never_overwritten(engine: Reference) -> N
 def test_steps_are_prefill_to_the_shortest_prompt_then_token_by_token(engine: Reference) -> None:
     seen: list[tuple[int, int, int]] = []
 
-    def note(module: nn.Module, arguments: tuple[Tensor, int]) -> None:
-        tokens, start = arguments
-        seen.append((tokens.shape[0], tokens.shape[1], start))
+    def note(block: nn.Module, arguments: tuple[Tensor, int, Tensor, Tensor | None]) -> None:
+        x, start = arguments[:2]
+        seen.append((x.shape[0], x.shape[1], start))
 
     counted: list[int] = []
-    hook = engine.model.register_forward_pre_hook(note)
+    hook = engine.model.layers[0].register_forward_pre_hook(note)
     try:
-        result = engine.generate(BatchRequest(0, MIXED, 4, 64), GREEDY, counted.append)
+        result = engine.generate(engine_tiny.ask(MIXED, 4), GREEDY, counted.append)
     finally:
         hook.remove()
     # Shortest 3, longest 8, total 12: tokens 3 to 7 walk through prompts, 8 to 10 decode.
@@ -79,6 +80,15 @@ def test_steps_are_prefill_to_the_shortest_prompt_then_token_by_token(engine: Re
     assert counted == [3] * 9
     assert result.generated_tokens == 27
     assert [phase.name for phase in result.phases] == ["prefill", "walk", "decode"]
+
+
+def test_phases_count_steps_fed_tokens_and_the_positions_that_those_attend_to(engine: Reference) -> None:
+    phases = ask(engine, MIXED, 4).phases
+    assert [(phase.steps, phase.tokens, phase.attended) for phase in phases] == [
+        (1, 3 * 3, 3 * (1 + 2 + 3)),
+        (5, 3 * 5, 3 * (4 + 5 + 6 + 7 + 8)),
+        (3, 3 * 3, 3 * (9 + 10 + 11)),
+    ]
 
 
 def test_phases_follow_each_other_in_time(engine: Reference) -> None:
@@ -144,13 +154,21 @@ def test_a_full_cache_ends_rows_and_says_so(engine: Reference) -> None:
     assert result.finish == ["length", "length", "context"]
 
 
-def test_the_same_seed_gives_the_same_answers(engine: Reference) -> None:
+def test_any_of_several_ends_of_sequence_cuts(engine: Reference) -> None:
+    whole = ask(engine, [MIDDLE, [*MIDDLE[:4], 34]], 8)
+    ends = [whole.tokens[0][3], whole.tokens[1][5]]
+    result = ask(with_eos(engine, *ends), [MIDDLE, [*MIDDLE[:4], 34]], 8)
+    assert result.finish == ["eos", "eos"]
+    for cut, tokens in zip(result.tokens, whole.tokens, strict=True):
+        assert cut == tokens[: min(tokens.index(end) for end in ends if end in tokens)]
+
+
+def test_seed_and_prompt_id_decide_what_is_drawn(engine: Reference) -> None:
     first = ask(engine, MIXED, 12, sampling=SAMPLED)
-    ask(engine, MIXED, 12, sampling=SAMPLED, index=1)
-    again = ask(engine, MIXED, 12, sampling=SAMPLED)
-    assert first.tokens == again.tokens
-    assert first.tokens != ask(engine, MIXED, 12, sampling=SAMPLED, index=1).tokens
-    assert first.tokens != ask(engine, MIXED, 12, sampling=Sampling(0.8, 0.95, seed=12)).tokens
+    ask(engine, MIXED, 12, sampling=SAMPLED, first=3)
+    assert ask(engine, MIXED, 12, sampling=SAMPLED).tokens == first.tokens
+    assert ask(engine, MIXED, 12, sampling=SAMPLED, first=3).tokens != first.tokens
+    assert ask(engine, MIXED, 12, sampling=Sampling(0.8, 0.95, seed=12)).tokens != first.tokens
 
 
 def test_a_batch_smaller_than_the_cache_ignores_what_it_held(engine: Reference) -> None:
@@ -160,7 +178,7 @@ def test_a_batch_smaller_than_the_cache_ignores_what_it_held(engine: Reference) 
 
 def test_memory_that_the_host_lacks_is_a_failure_of_the_host(engine: Reference) -> None:
     with pytest.raises(CellFailure, match="host ran out of memory") as caught:
-        with_eos(engine, 2).allocate(10**7, 10**6)
+        engine.allocate(10**7, 10**6)
     assert caught.value.reason is Reason.HOST_OOM
     engine.allocate(4, 64)
 

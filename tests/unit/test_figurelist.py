@@ -42,6 +42,44 @@ def test_processors_alone_have_no_ratios_and_a_study_has_them_once() -> None:
     )
 
 
+def test_engines_have_a_figure_where_a_study_has_several_for_the_same_model_gpu_and_length() -> None:
+    alone = [make_cell(engine="reference"), make_cell(engine="fast", model="other")]
+    assert not [name for name in _names(figures(alone)) if name.startswith("engines")]
+    cells = [make_cell(engine=engine, batch=batch) for engine in ("reference", "fast") for batch in (4, 8)]
+    cells += [make_cell(engine="fast", length=512)]
+    (spec,) = (spec for spec in figures(cells) if spec.kind is Kind.ENGINES)
+    assert spec.name == "engines--llama-7b--v100--length-256"
+    assert [spec.holds(cell) for cell in cells] == [True] * 4 + [False]
+    assert (spec.title, spec.conditions) == (
+        "Engines side by side: llama-7b on v100",
+        "at most 256 new tokens, fp16, no power cap",
+    )
+
+
+def test_figures_of_a_single_mark_are_left_out_where_engines_are_compared() -> None:
+    cells = [
+        make_cell(engine=engine, gpu="cpu", dataset=data) for engine in ("a", "b") for data in ("x", "y")
+    ]
+    assert _names(figures(cells)) == ["engines--llama-7b--cpu--length-256"]
+    assert len(figures(cells[:2])) == 5, "one engine has them all"
+    by_batch = _names(figures([*cells, make_cell(engine="a", gpu="cpu", batch=8)]))
+    assert "power-by-shards--llama-7b--cpu--length-256--a" in by_batch
+    assert "power-by-shards--llama-7b--cpu--length-256--b" not in by_batch
+    by_model = _names(figures([*cells, make_cell(engine="a", gpu="cpu", model="other")]))
+    assert [name for name in by_model if name.startswith("throughput")] == ["throughput--a"]
+
+
+def test_engines_are_compared_within_a_precision_and_a_cap() -> None:
+    axes = product(["reference", "fast"], ["fp16", "fp32"], ["none", "150"])
+    cells = [make_cell(engine=engine, precision=precision, cap=cap) for engine, precision, cap in axes]
+    names = [name for name in _names(figures(cells)) if name.startswith("engines")]
+    start = "engines--llama-7b--v100--length-256"
+    assert sorted(names) == sorted(
+        f"{start}--{precision}--cap-{cap}" for precision in ("fp16", "fp32") for cap in ("none", "150")
+    )
+    assert all(re.fullmatch(FIGURE_PATTERN, name) for name in names)
+
+
 def test_order_of_cells_does_not_change_the_list() -> None:
     cells = [make_cell(model=model, gpu=gpu) for model, gpu in product(["b", "a"], ["v100", "a100"])]
     assert figures(cells) == figures(list(reversed(cells)))

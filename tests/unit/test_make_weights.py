@@ -13,7 +13,7 @@ from torch import Tensor
 import engine_tiny
 from shardwatt.architectures import from_params
 from shardwatt.engine.make_weights import make_weights
-from shardwatt.engine.protocol import BatchRequest, Sampling
+from shardwatt.engine.protocol import Sampling
 from shardwatt.engine.reference import load
 from shardwatt.models import Checkpoint, Recipe
 
@@ -23,7 +23,7 @@ PUBLISHED = Sampling(temperature=0.8, top_p=0.95, seed=5)
 
 def whole(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Put the shards together as Meta's loaders do."""
-    shards = [torch.load(path, weights_only=True) for path in checkpoint.shard_files]
+    shards = [torch.load(path, weights_only=True) for path in checkpoint.weight_files]
     return {
         name: first
         if first.dim() == 1
@@ -40,7 +40,7 @@ def test_shards_hold_the_same_model(tmp_path: Path, shards: int) -> None:
     assert single.keys() == several.keys()
     assert all(torch.equal(tensor, several[name]) for name, tensor in single.items())
     # No shard file drags the whole tensor behind its slice.
-    sizes = [path.stat().st_size for path in checkpoint.shard_files]
+    sizes = [path.stat().st_size for path in checkpoint.weight_files]
     numbers = sum(tensor.numel() for tensor in single.values())
     assert max(sizes) < 4 * numbers / shards * 1.2 + 10_000
 
@@ -58,7 +58,7 @@ def test_another_seed_makes_another_model(tmp_path: Path) -> None:
     first = whole(engine_tiny.make(tmp_path / "first"))
     other = engine_tiny.RECIPE.model_copy(update={"seed": 4})
     make_weights(other, engine_tiny.shape(), 1, tmp_path / "second", engine_tiny.EOS)
-    second = whole(Checkpoint(tmp_path / "second", tmp_path, 1))
+    second = whole(engine_tiny.saved(tmp_path / "second"))
     assert not torch.equal(first["output.weight"], second["output.weight"])
 
 
@@ -79,18 +79,9 @@ def answers(folder: Path, recipe: Recipe, rows: int, length: int) -> tuple[list[
     make_weights(recipe, architecture, 1, folder / "model", engine_tiny.EOS, never)
     prompt = torch.randint(3, recipe.vocab_size, (rows, 12), generator=torch.Generator().manual_seed(1))
     with engine_tiny.alone(folder / "group"):
-        engine = load(
-            architecture=architecture,
-            checkpoint=Checkpoint(folder / "model", folder, 1),
-            precision="fp32",
-            device="cpu",
-            rank=0,
-            ranks=1,
-            vocab_size=recipe.vocab_size,
-            eos_id=engine_tiny.EOS,
-        )
+        engine = load(engine_tiny.on_rank(engine_tiny.saved(folder / "model"), architecture))
         engine.allocate(rows, 12 + length)
-        request = BatchRequest(0, prompt.tolist(), length, 12 + length)
+        request = engine_tiny.ask(prompt.tolist(), length, 12 + length)
         result = engine.generate(request, PUBLISHED, lambda step: None)
     return result.tokens, [str(finish) for finish in result.finish]
 

@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardwatt.architectures import CATALOGUE, Architecture
 from shardwatt.cell import Cell
+from shardwatt.checkpoints import Checkpoint
+from shardwatt.engines import ENGINES
 from shardwatt.errors import StudyError
 from shardwatt.matrix import expand
 from shardwatt.models import recipe_file
+from shardwatt.plan.memory import memory_need
 from shardwatt.site import Site
 from shardwatt.study import Study, load_study
+from shardwatt.tensornames import tensor_problems
 from small_project import (
     BLOCK,
     GPUS,
@@ -30,17 +35,26 @@ from small_project import (
 PARAMS_7B = {"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "vocab_size": -1}
 PARAMS_13B = {"dim": 5120, "multiple_of": 256, "n_heads": 40, "n_layers": 40, "vocab_size": -1}
 
+#: 12 heads that share 4 KV heads: split over 1, 2, 4 or 12.
+GROUPED = {
+    "dim": 96,
+    "multiple_of": 48,
+    "n_heads": 12,
+    "n_kv_heads": 4,
+    "n_layers": 1,
+    "vocab_size": 480,
+}
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Site]:
-    """A project, and a site with LLaMA 7B, 13B and 65B in the shard counts that the tests use."""
+    """A project, and a site with LLaMA 7B, 13B and 65B as Meta ships them, and one with few KV heads."""
     folder = tmp_path_factory.mktemp("place")
     root, models = make_root(folder / "project"), folder / "models"
-    for shards in (1, 2):
-        make_checkpoint(models / "llama-7b" / f"shards-{shards}", shards, PARAMS_7B)
-        make_checkpoint(models / "llama-13b" / f"shards-{shards}", shards, PARAMS_13B)
-    for shards in (4, 8):
-        make_checkpoint(models / "llama-65b" / f"shards-{shards}", shards)
+    make_checkpoint(models / "llama-7b", 1, PARAMS_7B)
+    make_checkpoint(models / "llama-13b", 2, PARAMS_13B)
+    make_checkpoint(models / "llama-65b", 8)
+    make_checkpoint(models / "grouped", 1, GROUPED)
     return root, make_site(folder)
 
 
@@ -128,6 +142,7 @@ def test_processors_have_no_power_limit_unless_gpus_beside_them_are_metered(
     assert cells(capped_site(place, kind="cpu", meter="nvml"), **blocks(cap=175))
 
 
+@settings(deadline=None)
 @given(
     batches=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, unique=True),
     lengths=st.lists(st.sampled_from([32, 64, 128]), min_size=1, unique=True),
@@ -219,20 +234,23 @@ def test_minimum_chooses_among_counts_that_fill_nodes(tmp_path: Path) -> None:
 
 
 def test_minimum_needs_the_models_shape(place: tuple[Path, Site]) -> None:
-    assert "shards: minimum: the shape of model 'mistral' is not known here; put its params.json" in refusal(
-        place, **blocks(model="mistral", shards="minimum")
+    assert (
+        "shards: minimum: the shape of model 'mistral' is not known here; put its params.json or config.json"
+        in refusal(place, **blocks(model="mistral", shards="minimum"))
     )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"engine": "referense"}, "matrix.0.engine: found 'referense'; did you mean 'reference'?; allowed: "),
+        (
+            {"engine": "referense"},
+            "matrix.0.engine: found 'referense'; did you mean 'reference'?; allowed:\n  reference: the publ",
+        ),
         ({"gpu": "v10"}, "matrix.0.gpu: found 'v10'; did you mean 'v100'?; allowed: v100, a100, cpu"),
         ({"dataset": "gsm"}, "matrix.0.dataset: found 'gsm'; did you mean 'gsm8k'?; allowed: alpaca, gsm8k"),
         ({"model": "lama-65b"}, "unknown model 'lama-65b'; did you mean 'llama-65b'?; "),
         ({"shards": 16}, "shards: 16 needs 2 nodes of 8 v100, and launcher `local` has one; use up to 8"),
-        ({"shards": 2}, "model 'llama-65b' in "),
     ],
 )
 def test_a_value_that_the_place_does_not_have_is_refused(
@@ -249,6 +267,99 @@ def test_shards_that_do_not_divide_the_heads_are_refused_with_those_that_do(
     assert message.endswith("; use 1, 2, 4, 8, 16, 32 or 64")
 
 
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_a_checkpoint_that_ships_in_eight_shards_runs_in_any_number(
+    place: tuple[Path, Site], shards: int
+) -> None:
+    assert [cell.shards for cell in cells(place, **blocks(shards=shards))] == [shards]
+
+
+def test_above_the_kv_heads_only_counts_that_replicate_them_evenly_are_allowed(
+    place: tuple[Path, Site],
+) -> None:
+    root, site = place
+    wide = site.model_copy(update={"gpus": {"v100": site.gpus["v100"].model_copy(update={"per_node": 16})}})
+    found = cells((root, wide), **blocks(model="grouped", shards=[1, 2, 4, 12]))
+    assert [cell.shards for cell in found] == [1, 2, 4, 12]
+    for shards in (3, 6):
+        assert refusal((root, wide), **blocks(model="grouped", shards=shards)) == (
+            f"shards: {shards} does not fit grouped's 4 KV heads, which are split evenly, or above their "
+            "number replicated evenly; use 1, 2, 4 or 12"
+        )
+    assert refusal((root, wide), **blocks(model="grouped", shards=5)).startswith(
+        "shards: 5 does not divide grouped's 12 heads, "
+    )
+
+
+def test_the_engine_of_transformers_replicates_no_kv_heads(place: tuple[Path, Site]) -> None:
+    root, site = place
+    wide = site.model_copy(update={"gpus": {"v100": site.gpus["v100"].model_copy(update={"per_node": 16})}})
+    assert cells((root, wide), **blocks(engine="hf", model="grouped", shards=4))
+    assert refusal((root, wide), **blocks(engine="hf", model="grouped", shards=12)) == (
+        "shards: 12 does not divide grouped's 4 KV heads, and engine hf replicates none; use 1, 2 or 4, or "
+        "another engine"
+    )
+    assert refusal((root, wide), **blocks(engine="hf", model="grouped", shards=5)).endswith("; use 1, 2 or 4")
+
+
+def test_all_engines_are_listed_with_what_they_are(place: tuple[Path, Site]) -> None:
+    lines = refusal(place, **blocks(engine="fats")).splitlines()
+    assert lines[0] == "matrix.0.engine: found 'fats'; did you mean 'fast'?; allowed:"
+    assert lines[1:] == [f"  {name}: {facts.about}" for name, facts in ENGINES.items()]
+
+
+def test_minimum_counts_the_engines_own_workspace(place: tuple[Path, Site]) -> None:
+    """On a GPU between the two needs: fast makes no matrix of attention scores."""
+    root, site = place
+    study = blocks(model="llama-7b", gpu="a100", shards="minimum", batch=128, length=256)
+    memory = {
+        engine: memory_need(
+            CATALOGUE["llama-7b"],
+            precision="fp16",
+            shards=1,
+            batch=128,
+            length=256,
+            cache_tokens=512,
+            engine=engine,
+        ).total_gib
+        for engine in ("reference", "fast")
+    }
+    assert memory["fast"] < memory["reference"]
+    between = (memory["fast"] + memory["reference"]) / 2
+    tight = {"a100": site.gpus["a100"].model_copy(update={"memory_gib": between})}
+    place = root, site.model_copy(update={"gpus": tight})
+    study["matrix"][0]["engine"] = ["reference", "fast"]
+    found = cells(place, **study, cache_tokens=512)
+    assert [(cell.engine, cell.shards) for cell in found] == [("reference", 2), ("fast", 1)]
+
+
+@pytest.mark.parametrize("capability", ["7.0", "7.5"])
+def test_bf16_is_refused_by_name_where_gpus_do_not_calculate_in_it(
+    place: tuple[Path, Site], capability: str
+) -> None:
+    old = capped_site(place, compute_capability=capability)
+    assert refusal(old, **blocks(precision=["fp16", "bf16"])) == (
+        f"precision: bf16 on v100: these GPUs have compute capability {capability} at site 'testbed', and "
+        "bfloat16 arithmetic needs 8.0; use fp16 or fp32"
+    )
+    assert len(cells(old, **blocks(precision=["fp16", "bf16"]), exclude=[{"precision": "bf16"}])) == 1
+
+
+@pytest.mark.parametrize(
+    "v100",
+    [
+        {"compute_capability": "8.0"},
+        {"compute_capability": "12.0"},
+        {},
+        {"compute_capability": "7.0", "kind": "cpu"},
+    ],
+)
+def test_bf16_is_planned_where_nothing_speaks_against_it(
+    place: tuple[Path, Site], v100: dict[str, str]
+) -> None:
+    assert cells(capped_site(place, **v100), **blocks(precision="bf16"))
+
+
 def test_every_block_is_checked(place: tuple[Path, Site]) -> None:
     message = refusal(place, matrix=[BLOCK, {**BLOCK, "gpu": "h100"}])
     assert message.startswith("matrix.1.gpu: found 'h100'; ")
@@ -259,6 +370,48 @@ def test_a_wrong_recipe_or_params_json_is_told_of_the_study(place: tuple[Path, S
     write_yaml(recipe_file(root, "tiny"), {"about": "no size"})
     with pytest.raises(StudyError, match=r"mine\.yaml: model 'tiny': .*tiny\.yaml: \n  dim: is missing"):
         cells((root, place[1]), **blocks(model="tiny"))
+
+
+@pytest.mark.parametrize("kept", [4, 7])
+def test_last_shards_that_are_missing_are_refused_in_the_plan(tmp_path: Path, kept: int) -> None:
+    """Four of eight are a number of shards as well: only what lies in the files tells of the others."""
+    root = make_root(tmp_path / "project")
+    folder = make_checkpoint(tmp_path / "models" / "llama-65b", 8)
+    for rank in range(kept, 8):
+        (folder / f"consolidated.{rank:02d}.pth").unlink()
+    place = root, make_site(tmp_path)
+    assert refusal(place) == (
+        f"model 'llama-65b': {folder}: found {kept} files of weights, and the shapes in consolidated.00.pth "
+        "are those of one of 8; the download is not complete: fetch what is missing"
+    )
+    assert len(expand(root, "mine", Study(**study_content()), place[1], with_models=False)) == 1
+
+
+def test_a_file_that_is_cut_is_refused_in_the_plan(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "project")
+    folder = make_checkpoint(tmp_path / "models" / "llama-65b", 8)
+    for rank in (3, 5):
+        path = folder / f"consolidated.{rank:02d}.pth"
+        path.write_bytes(path.read_bytes()[:1000])
+    message = refusal((root, make_site(tmp_path)))
+    assert message.startswith(f"model 'llama-65b': {folder / 'consolidated.03.pth'}: ")
+    assert message.endswith("; `shardwatt model inspect llama-65b` tells 1 more")
+
+
+def test_a_checkpoint_is_looked_at_once_however_many_cells_read_it(
+    place: tuple[Path, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Path] = []
+
+    def look(checkpoint: Checkpoint, architecture: Architecture | None) -> list[str]:
+        looked.append(checkpoint.folder)
+        return tensor_problems(checkpoint, architecture)
+
+    monkeypatch.setattr("shardwatt.matrix.tensor_problems", look)
+    engines = ["reference", "fast", "fast-drop"]
+    found = cells(place, **blocks(engine=engines, shards=[4, 8], batch=[1, 2, 4], repeat=[*range(1, 6)]))
+    assert len(found) == 90
+    assert looked == [place[1].models / "llama-65b"]
 
 
 def test_results_can_be_read_where_the_models_are_not(place: tuple[Path, Site], tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shardwatt.architectures import CATALOGUE, Architecture
+from shardwatt.engine.fast.packing import PREFILL_TOKENS
+from shardwatt.engines import ENGINES
 from shardwatt.plan.memory import (
     ASSUMED_PROMPT_TOKENS,
     CONTEXT_GIB,
+    FAST_PREFILL_TOKENS,
+    MemoryNeed,
     cache_positions,
     fewest_shards,
     memory_need,
@@ -19,10 +25,13 @@ from shardwatt.units import GIB
 LLAMA_65B = CATALOGUE["llama-65b"]
 models = st.sampled_from(sorted(CATALOGUE)).map(CATALOGUE.__getitem__)
 precisions = st.sampled_from(["fp32", "bf16", "fp16"])
+engines = st.sampled_from(sorted(ENGINES))
 
 
 def test_65b_on_8_devices_needs_what_a_hand_calculation_says() -> None:
-    need = memory_need(LLAMA_65B, precision="fp16", shards=8, batch=64, length=256, cache_tokens=512)
+    need = memory_need(
+        LLAMA_65B, precision="fp16", shards=8, batch=64, length=256, cache_tokens=512, engine="reference"
+    )
     norms = (2 * 80 + 1) * 8192
     assert need.weights_gib * GIB == pytest.approx(((65_285_660_672 - norms) / 8 + norms) * 2)
     # keys and values x layers x rows x positions x heads of this device x head size x bytes
@@ -31,6 +40,7 @@ def test_65b_on_8_devices_needs_what_a_hand_calculation_says() -> None:
     sampling, scores = 64 * 32_000 * 20, 64 * 8 * 256 * 256 * 6
     assert (need.workspace_gib - CONTEXT_GIB) * GIB == pytest.approx(sampling + scores)
     assert need.total_gib == pytest.approx(26.2, abs=0.1)
+    assert need.allocated_gib == pytest.approx(need.total_gib - CONTEXT_GIB)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +57,13 @@ def test_65b_on_8_devices_needs_what_a_hand_calculation_says() -> None:
 def test_the_fewest_shards_are_those_of_table_2(model: str, memory_gib: float, shards: int) -> None:
     """At batch 64 and maximum length 256, prompts of at most 256 tokens."""
     found = fewest_shards(
-        CATALOGUE[model], memory_gib=memory_gib, precision="fp16", batch=64, length=256, cache_tokens=512
+        CATALOGUE[model],
+        memory_gib=memory_gib,
+        precision="fp16",
+        batch=64,
+        length=256,
+        cache_tokens=512,
+        engine="reference",
     )
     assert found == shards
 
@@ -61,19 +77,125 @@ def test_the_largest_batch_is_that_of_table_2(
 ) -> None:
     def need_gib(batch: int) -> float:
         return memory_need(
-            CATALOGUE[model], precision="fp16", shards=shards, batch=batch, length=256, cache_tokens=512
+            CATALOGUE[model],
+            precision="fp16",
+            shards=shards,
+            batch=batch,
+            length=256,
+            cache_tokens=512,
+            engine="reference",
         ).total_gib
 
     assert need_gib(largest) <= memory_gib < need_gib(2 * largest)
 
 
+LLAMA_8B = CATALOGUE["llama-3.1-8b"]
+#: Bytes of a prompt token in a layer of 8B in bf16 on one device: residual stream and norm, 32-bit norm, and
+#: the feed-forward layer's three products.
+TOKEN_8B = 4096 * (2 + 2 + 4) + 3 * 14_336 * 2
+
+
+def test_grouped_key_and_value_heads_take_their_own_share_alone() -> None:
+    need = memory_need(
+        LLAMA_8B, precision="bf16", shards=1, batch=8, length=256, cache_tokens=1024, engine="reference"
+    )
+    assert need.weights_gib * GIB == 8_030_261_248 * 2
+    assert need.kv_cache_gib * GIB == 2 * 32 * 8 * 1024 * 8 * 128 * 2
+
+
+def test_above_their_number_key_and_value_heads_are_on_several_devices() -> None:
+    def need(shards: int) -> MemoryNeed:
+        return memory_need(
+            LLAMA_8B,
+            precision="bf16",
+            shards=shards,
+            batch=8,
+            length=256,
+            cache_tokens=1024,
+            engine="reference",
+        )
+
+    assert need(8).kv_cache_gib == need(1).kv_cache_gib / 8
+    assert need(16).kv_cache_gib == need(32).kv_cache_gib == need(8).kv_cache_gib
+    keys_and_values = 32 * 2 * 4096 * 128 * 2
+    norms = 65 * 4096 * 2
+    split = need(8).weights_gib * GIB - keys_and_values - norms
+    assert need(16).weights_gib * GIB == split / 2 + keys_and_values + norms
+
+
+def test_the_fast_loop_makes_no_scores_and_samples_after_the_prefill() -> None:
+    def workspace(batch: int) -> float:
+        need = memory_need(
+            LLAMA_8B, precision="bf16", shards=1, batch=batch, length=256, cache_tokens=512, engine="fast"
+        )
+        return (need.workspace_gib - CONTEXT_GIB) * GIB
+
+    assert TOKEN_8B * 256 > 128_256 * 28
+    assert workspace(1) == pytest.approx(256 * TOKEN_8B)
+    assert workspace(64) == pytest.approx(2048 * TOKEN_8B)
+    assert workspace(512) == pytest.approx(512 * 128_256 * 28)
+
+
+def test_the_fast_loop_takes_in_as_many_tokens_at_once_as_the_plan_says() -> None:
+    assert FAST_PREFILL_TOKENS == PREFILL_TOKENS
+
+
+def test_where_the_vocabulary_is_wide_beside_the_model_sampling_is_the_fullest_moment() -> None:
+    wide = Architecture(64, 2, 4, 4, 128, 256_000)
+    need = memory_need(wide, precision="fp32", shards=1, batch=8, length=16, cache_tokens=64, engine="fast")
+    assert (need.workspace_gib - CONTEXT_GIB) * GIB == pytest.approx(8 * 256_000 * 28)
+
+
+def test_transformers_has_a_layers_cache_twice_and_repeats_grouped_heads() -> None:
+    def workspace(shape: Architecture) -> float:
+        need = memory_need(
+            shape, precision="bf16", shards=1, batch=4, length=256, cache_tokens=1024, engine="hf"
+        )
+        return (need.workspace_gib - CONTEXT_GIB) * GIB
+
+    layer = 4 * 1024 * 2 * 8 * 128 * 2
+    # Four query heads share one head of keys and values.
+    assert workspace(LLAMA_8B) == pytest.approx(4 * 256 * TOKEN_8B + layer + 4 * layer)
+    ungrouped = replace(LLAMA_8B, n_kv_heads=32)
+    assert workspace(ungrouped) == pytest.approx(4 * 256 * TOKEN_8B + 4 * layer)
+
+
+def test_a_tied_embedding_counts_once_on_one_device_and_in_two_parts_on_several() -> None:
+    shape = CATALOGUE["llama-3.2-1b"]
+
+    def weights(shards: int) -> float:
+        need = memory_need(shape, precision="bf16", shards=shards, batch=1, length=1, engine="reference")
+        return need.weights_gib * GIB / 2
+
+    table, norms = 128_256 * 2048, 33 * 2048
+    assert weights(1) == 1_235_814_400
+    assert weights(2) == (1_235_814_400 - table - norms) / 2 + table + norms
+
+
+def test_logits_of_all_positions_are_counted_where_an_engine_makes_them() -> None:
+    def workspace_gib(engine: str) -> float:
+        need = memory_need(
+            LLAMA_65B, precision="fp16", shards=8, batch=64, length=256, cache_tokens=512, engine=engine
+        )
+        return need.workspace_gib
+
+    # 64 rows x 256 prompt tokens x 32,000 logits in 2 and in 4 bytes
+    more_bytes = 3_145_728_000
+    assert workspace_gib("reference-v2") - workspace_gib("reference") == pytest.approx(more_bytes / GIB)
+
+
 def test_a_model_may_fit_on_no_number_of_devices() -> None:
-    assert fewest_shards(LLAMA_65B, memory_gib=1, precision="fp16", batch=64, length=256) is None
+    assert (
+        fewest_shards(LLAMA_65B, memory_gib=1, precision="fp16", batch=64, length=256, engine="reference")
+        is None
+    )
 
 
 def test_only_the_counts_that_are_offered_are_chosen_from() -> None:
     def fewest(counts: list[int] | None) -> int | None:
-        return fewest_shards(LLAMA_65B, memory_gib=80, precision="fp16", batch=1, length=16, counts=counts)
+        return fewest_shards(
+            LLAMA_65B, memory_gib=80, precision="fp16", batch=1, length=16, counts=counts, engine="reference"
+        )
 
     assert fewest(None) == 2
     assert fewest([8, 16]) == 8
@@ -86,12 +208,14 @@ def test_cache_positions_end_at_the_models_context() -> None:
     assert cache_positions(LLAMA_65B, 4096, None) == cache_positions(LLAMA_65B, 1, 9999) == 2048
 
 
-@given(models, precisions, st.integers(1, 512), st.integers(1, 2048))
+@given(models, precisions, engines, st.integers(1, 512), st.integers(1, 2048))
 def test_more_work_never_needs_less_and_more_shards_never_more(
-    shape: Architecture, precision: str, batch: int, length: int
+    shape: Architecture, precision: str, engine: str, batch: int, length: int
 ) -> None:
     def total_gib(shards: int = 1, batch: int = batch, length: int = length) -> float:
-        return memory_need(shape, precision=precision, shards=shards, batch=batch, length=length).total_gib
+        return memory_need(
+            shape, precision=precision, shards=shards, batch=batch, length=length, engine=engine
+        ).total_gib
 
     assert total_gib() < total_gib(batch=2 * batch)
     assert total_gib() <= total_gib(length=2 * length)
@@ -99,14 +223,18 @@ def test_more_work_never_needs_less_and_more_shards_never_more(
     assert by_shards == sorted(by_shards, reverse=True)
 
 
-@given(models, precisions, st.integers(1, 512), st.integers(1, 1024), st.floats(1, 200))
+@given(models, precisions, engines, st.integers(1, 512), st.integers(1, 1024), st.floats(1, 200))
 def test_the_fewest_shards_fit_and_no_fewer_do(
-    shape: Architecture, precision: str, batch: int, length: int, memory_gib: float
+    shape: Architecture, precision: str, engine: str, batch: int, length: int, memory_gib: float
 ) -> None:
     def fits(shards: int) -> bool:
-        need = memory_need(shape, precision=precision, shards=shards, batch=batch, length=length)
+        need = memory_need(
+            shape, precision=precision, shards=shards, batch=batch, length=length, engine=engine
+        )
         return need.total_gib <= memory_gib
 
-    fewest = fewest_shards(shape, memory_gib=memory_gib, precision=precision, batch=batch, length=length)
+    fewest = fewest_shards(
+        shape, memory_gib=memory_gib, precision=precision, batch=batch, length=length, engine=engine
+    )
     fitting = [shards for shards in shape.allowed_shards() if fits(shards)]
     assert fewest == (fitting[0] if fitting else None)

@@ -1,7 +1,8 @@
-"""Guards how checkpoints are found and told apart: Meta's own layout, one message for what is missing."""
+"""Guards how checkpoints are found and told apart, in any layout and any number of saved shards."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,18 +12,21 @@ from typing import Any
 
 import pytest
 
-from shardwatt.architectures import CATALOGUE, ArchitectureError
+from shardwatt.architectures import CATALOGUE, ArchitectureError, RopeScaling
+from shardwatt.checkpoints import ModelError
 from shardwatt.models import (
     Checkpoint,
-    ModelError,
+    declared_eos_ids,
     find_architecture,
     find_checkpoint,
     fingerprint,
     load_recipe,
     made_checkpoint,
+    open_checkpoint,
+    read_architecture,
     recipe_file,
 )
-from small_project import make_checkpoint, make_root, write_yaml
+from small_project import PARAMS_65B, make_checkpoint, make_root, write_yaml
 
 RECIPE: dict[str, Any] = {
     "about": "for tests",
@@ -32,6 +36,37 @@ RECIPE: dict[str, Any] = {
     "mean_response_tokens": 8,
     "shards": [1, 2],
 }
+
+#: TinyLlama 1.1B's config.json, less what does not tell its shape.
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "eos_token_id": 2,
+}
+PARTS = [f"model-{number:05d}-of-00003.safetensors" for number in (1, 2, 3)]
+
+
+def make_hugging_face(folder: Path, weights: list[str] | None = None, **changes: Any) -> Path:
+    """Files of a checkpoint in Hugging Face's layout, with a few bytes in place of weights."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    (folder / "tokenizer.json").write_text("{}")
+    for name in weights or ["model.safetensors"]:
+        (folder / name).write_bytes(b"weights")
+    if weights is not None:
+        places = {f"tensor {number}": name for number, name in enumerate(weights)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return folder
 
 
 @pytest.fixture
@@ -53,10 +88,30 @@ def refusal(root: Path, models: Path, model: str, shards: int) -> str:
 def test_a_download_of_meta_is_found_with_its_tokenizer_one_folder_up(root: Path, models: Path) -> None:
     folder = make_checkpoint(models / "llama-65b", 8)
     shutil.move(folder / "tokenizer.model", models)
-    found = find_checkpoint(root, models, "llama-65b", 8)
-    assert found == Checkpoint(folder, models / "tokenizer.model", 8)
-    assert [path.name for path in found.shard_files] == [f"consolidated.{n:02d}.pth" for n in range(8)]
+    found = find_checkpoint(root, models, "llama-65b", 4)
+    weights = tuple(f"consolidated.{n:02d}.pth" for n in range(8))
+    assert found == Checkpoint(folder, models / "tokenizer.model", "meta", weights)
     assert all(path.is_file() for path in found.files)
+
+
+@pytest.mark.parametrize("weights", [None, PARTS])
+def test_a_download_of_hugging_face_is_found(root: Path, models: Path, weights: list[str] | None) -> None:
+    folder = make_hugging_face(models / "tinyllama", weights)
+    found = find_checkpoint(root, models, "tinyllama", 2)
+    names = tuple(weights or ["model.safetensors"])
+    assert found == Checkpoint(folder, folder / "tokenizer.json", "huggingface", names)
+    assert found.params == folder / "config.json"
+    assert find_architecture(root, models, "tinyllama") == CATALOGUE["tinyllama-1.1b"]
+    assert read_architecture(found) == CATALOGUE["tinyllama-1.1b"]
+
+
+@pytest.mark.parametrize("shards", [1, 4, 8, 16])
+def test_a_checkpoint_runs_at_any_shard_count_however_it_is_saved(
+    root: Path, models: Path, shards: int
+) -> None:
+    folder = make_checkpoint(models / "llama-65b", 8)
+    assert find_checkpoint(root, models, "llama-65b", shards).folder == folder
+    assert len(find_checkpoint(root, models, "llama-65b", shards).weights) == 8
 
 
 def test_the_tokenizer_beside_the_weights_goes_before_the_one_above(root: Path, models: Path) -> None:
@@ -69,16 +124,35 @@ def test_each_shard_count_may_have_a_folder_of_its_own(root: Path, models: Path)
     whole = make_checkpoint(models / "llama-65b", 8)
     split = make_checkpoint(whole / "shards-16", 16)
     assert find_checkpoint(root, models, "llama-65b", 8).folder == whole
+    assert find_checkpoint(root, models, "llama-65b", 4).folder == whole
     assert find_checkpoint(root, models, "llama-65b", 16).folder == split
 
 
-def test_a_recipes_checkpoint_need_not_exist_yet(root: Path, models: Path) -> None:
-    write_yaml(recipe_file(root, "tiny"), RECIPE)
-    assert find_checkpoint(root, models, "tiny", 2) == made_checkpoint(models, "tiny", 2)
-    assert refusal(root, models, "tiny", 4) == (
-        "model 'tiny' is made in 1, 2 shards, and the study asks for 4; "
-        f"add it to `shards` in {recipe_file(root, 'tiny')}"
+def test_without_a_folder_of_its_own_the_fewest_saved_shards_are_read(root: Path, models: Path) -> None:
+    for shards in (2, 16):
+        make_checkpoint(models / "mine" / f"shards-{shards}", shards)
+    (models / "mine" / "shards-1").mkdir()
+    (models / "mine" / "shards-old").mkdir()
+    assert find_checkpoint(root, models, "mine", 16).folder.name == "shards-16"
+    assert find_checkpoint(root, models, "mine", 4).folder.name == "shards-2"
+    assert refusal(root, models, "mine", 1).startswith(
+        f"model 'mine': {models / 'mine' / 'shards-1'} holds no checkpoint; expected Meta's layout"
     )
+
+
+def test_a_recipes_checkpoint_need_not_exist_yet(root: Path, models: Path) -> None:
+    write_yaml(recipe_file(root, "tiny"), {**RECIPE, "shards": [2, 1]})
+    made = find_checkpoint(root, models, "tiny", 1)
+    assert made == made_checkpoint(models, "tiny", 1)
+    assert made.folder == models / "tiny" / "shards-1"
+    assert made.weights == ("consolidated.00.pth",)
+    assert find_checkpoint(root, models, "tiny", 4) == made_checkpoint(models, "tiny", 2), "the first listed"
+
+
+def test_a_recipe_is_made_once_for_all_shard_counts_unless_it_says_more(root: Path, models: Path) -> None:
+    write_yaml(recipe_file(root, "tiny"), {key: value for key, value in RECIPE.items() if key != "shards"})
+    for shards in (1, 2, 4):
+        assert find_checkpoint(root, models, "tiny", shards) == made_checkpoint(models, "tiny", 1)
 
 
 def test_an_unknown_model_gets_a_suggestion_from_recipes_and_folders(root: Path, models: Path) -> None:
@@ -93,43 +167,72 @@ def test_a_models_folder_that_is_not_there_is_no_crash(root: Path, models: Path)
     assert "known: none" in refusal(root, models, "llama-65b", 8)
 
 
-def test_another_shard_count_is_told_with_what_to_do(root: Path, models: Path) -> None:
-    folder = make_checkpoint(models / "llama-65b", 8)
-    assert refusal(root, models, "llama-65b", 4) == (
-        f"model 'llama-65b' in {folder} is saved in 8 shards, and the study asks for 4; "
-        f"use shards: 8, or put a checkpoint of 4 shards into {folder / 'shards-4'}"
+def test_a_folder_without_a_checkpoint_is_not_called_unknown(root: Path, models: Path) -> None:
+    (models / "mine").mkdir(parents=True)
+    assert refusal(root, models, "mine", 1).startswith(
+        f"model 'mine': {models / 'mine'} holds no checkpoint; expected Meta's layout (params.json, "
     )
 
 
-def test_a_model_saved_in_other_counts_alone_is_not_called_unknown(root: Path, models: Path) -> None:
-    make_checkpoint(models / "mine" / "shards-1", 1)
-    make_checkpoint(models / "mine" / "shards-2", 2)
-    assert refusal(root, models, "mine", 4) == (
-        f"model 'mine' in {models / 'mine'} is saved as shards-1, shards-2, and the study asks for "
-        f"shards: 4; put a checkpoint of 4 shards into {models / 'mine' / 'shards-4'}"
+@pytest.mark.parametrize(
+    ("said", "ids"),
+    [
+        ({}, {2}),
+        ({"config": {"eos_token_id": [128001, 128008]}}, {128001, 128008}),
+        ({"generation": {"eos_token_id": [128001, 128009]}}, {128001, 128009}),
+        ({"generation": {"eos_token_id": 7}}, {7}),
+        ({"generation": {"eos_token_id": None}}, {2}),
+        ({"generation": {"temperature": 0.6}, "config": {"eos_token_id": None}}, None),
+        ({"config": {"eos_token_id": 0}}, {0}),
+    ],
+)
+def test_the_ends_of_a_response_are_those_that_the_checkpoint_declares(
+    tmp_path: Path, said: dict[str, dict[str, Any]], ids: set[int] | None
+) -> None:
+    folder = make_hugging_face(tmp_path / "model", **said.get("config", {}))
+    if "generation" in said:
+        (folder / "generation_config.json").write_text(json.dumps(said["generation"]))
+    assert declared_eos_ids(open_checkpoint(folder)) == ids
+
+
+@pytest.mark.parametrize("wrong", ["2", [], [True], [1, -1], 2.0])
+def test_ends_that_are_no_tokens_numbers_are_refused(tmp_path: Path, wrong: object) -> None:
+    checkpoint = open_checkpoint(make_hugging_face(tmp_path / "model", eos_token_id=wrong))
+    with pytest.raises(ModelError, match=r"config\.json: eos_token_id: found .*; expected a token's number"):
+        declared_eos_ids(checkpoint)
+
+
+def test_ends_stay_with_a_copy_in_metas_layout(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", 1)
+    assert declared_eos_ids(open_checkpoint(folder)) is None
+    (folder / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert declared_eos_ids(open_checkpoint(folder)) == frozenset({5})
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_an_end_that_no_row_of_the_embedding_stands_for_is_refused(tmp_path: Path, file: str) -> None:
+    """Such a token is never drawn: every response would run to its full length without a word."""
+    folder = make_hugging_face(tmp_path / "model")
+    said = {**CONFIG, "eos_token_id": [2, 32_000, 999_999]}
+    (folder / file).write_text(json.dumps(said))
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(ModelError) as caught:
+        declared_eos_ids(checkpoint, 32_000)
+    assert str(caught.value) == (
+        f"{folder / file}: eos_token_id: found 32000, 999999, and the model's vocabulary has 32000 rows; "
+        "expected ids below that: put the model's own file there"
     )
+    assert declared_eos_ids(checkpoint, 1_000_000) == frozenset({2, 32_000, 999_999})
 
 
-@pytest.mark.parametrize("name", ["params.json", "tokenizer.model"])
-def test_a_missing_file_is_named(root: Path, models: Path, name: str) -> None:
-    folder = make_checkpoint(models / "mine", 2)
-    (folder / name).unlink()
-    message = refusal(root, models, "mine", 2)
-    assert message.startswith("model 'mine': ")
-    assert f"{name} is missing; expected Meta's layout" in message
-
-
-def test_a_gap_in_the_shards_is_named(root: Path, models: Path) -> None:
-    folder = make_checkpoint(models / "mine", 3)
-    (folder / "consolidated.01.pth").unlink()
-    assert "consolidated.01.pth is missing" in refusal(root, models, "mine", 2)
-
-
-def test_files_that_only_look_like_shards_are_not_counted(root: Path, models: Path) -> None:
-    folder = make_checkpoint(models / "mine", 1)
-    for name in ("consolidated.01.pth.part", "consolidated.safetensors", "consolidated.1.pth"):
-        (folder / name).write_bytes(b"")
-    assert find_checkpoint(root, models, "mine", 1).shards == 1
+def test_scaled_rotary_frequencies_come_from_either_layout(tmp_path: Path) -> None:
+    scaled = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    theirs = make_hugging_face(
+        tmp_path / "theirs", rope_scaling={**scaled, "original_max_position_embeddings": 8192}
+    )
+    ours = make_checkpoint(tmp_path / "ours", 1, {**PARAMS_65B, "use_scaled_rope": True})
+    assert read_architecture(open_checkpoint(theirs)).rope_scaling == RopeScaling("llama3", 8.0)
+    assert read_architecture(open_checkpoint(ours), 32_000).rope_scaling is not None
 
 
 @pytest.fixture
@@ -164,6 +267,17 @@ def test_a_models_shape_comes_from_its_files_before_the_catalogue(root: Path, mo
     assert find_architecture(root, models, "mine") == CATALOGUE["llama-65b"]
 
 
+def test_the_saved_embedding_says_the_vocabulary_before_the_catalogue(root: Path, models: Path) -> None:
+    folder = make_checkpoint(models / "llama-65b", 8, {**PARAMS_65B, "vocab_size": 32_016})
+    (folder / "params.json").write_text(json.dumps(PARAMS_65B))
+    shape = find_architecture(root, models, "llama-65b")
+    assert shape is not None
+    assert shape.vocab_size == 32_016
+    assert read_architecture(open_checkpoint(folder), 32_000) == shape
+    (folder / "consolidated.03.pth").unlink()
+    assert find_architecture(root, models, "llama-65b") == CATALOGUE["llama-65b"]
+
+
 def test_a_recipes_shape_is_known_before_it_is_made(root: Path, models: Path) -> None:
     write_yaml(recipe_file(root, "tiny"), {**RECIPE, "context": 128, "vocab_size": 512})
     shape = find_architecture(root, models, "tiny")
@@ -182,6 +296,12 @@ def test_a_wrong_params_json_is_refused(root: Path, models: Path) -> None:
     (folder / "params.json").write_text("[]")
     with pytest.raises(ModelError, match=r"params\.json: expected a JSON object, found list"):
         find_architecture(root, models, "mine")
+
+
+def test_a_wrong_config_json_is_refused(root: Path, models: Path) -> None:
+    make_hugging_face(models / "theirs", model_type="gpt2")
+    with pytest.raises(ArchitectureError, match=r"config\.json: model_type: found 'gpt2'"):
+        find_architecture(root, models, "theirs")
 
 
 @pytest.mark.parametrize(
@@ -215,10 +335,43 @@ def test_touching_a_checkpoint_does_not_change_its_fingerprint(root: Path, model
 
 
 @pytest.mark.parametrize(
-    "name", ["params.json", "tokenizer.model", "consolidated.00.pth", "consolidated.01.pth", "checklist.chk"]
+    "name",
+    [
+        *("params.json", "tokenizer.model", "consolidated.00.pth", "consolidated.01.pth", "checklist.chk"),
+        "SHA256SUMS",
+    ],
 )
 def test_other_content_changes_the_fingerprint(root: Path, models: Path, name: str) -> None:
     folder = make_checkpoint(models / "mine", 2)
+    checkpoint = find_checkpoint(root, models, "mine", 2)
+    before = fingerprint(root, checkpoint, "mine")
+    with (folder / name).open("ab") as stream:
+        stream.write(b" ")
+    assert fingerprint(root, checkpoint, "mine") != before
+
+
+@pytest.mark.parametrize("name", ["consolidated.01.pth", "params.json", "tokenizer.model"])
+def test_other_content_of_the_same_size_changes_the_fingerprint(root: Path, models: Path, name: str) -> None:
+    path = make_checkpoint(models / "mine", 2) / name
+    checkpoint = find_checkpoint(root, models, "mine", 2)
+    before = fingerprint(root, checkpoint, "mine")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert fingerprint(root, checkpoint, "mine") != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", PARTS[1]),
+        "model.safetensors.index.json",
+    ],
+)
+def test_other_content_changes_the_fingerprint_in_hugging_faces_layout(
+    root: Path, models: Path, name: str
+) -> None:
+    folder = make_hugging_face(models / "mine", PARTS)
     checkpoint = find_checkpoint(root, models, "mine", 2)
     before = fingerprint(root, checkpoint, "mine")
     with (folder / name).open("ab") as stream:

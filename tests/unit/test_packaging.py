@@ -22,6 +22,7 @@ import shardwatt
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 RUN = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+HF = [Requirement(line) for line in PROJECT["project"]["optional-dependencies"]["hf"]]
 DEV = [Requirement(line) for line in PROJECT["dependency-groups"]["dev"]]
 
 #: Packages of torch's own CUDA builds, which torch pins itself.
@@ -65,15 +66,27 @@ def needed(requirements: list[Requirement]) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("requirement", [*RUN, *DEV], ids=str)
+@pytest.mark.parametrize("requirement", [*RUN, *HF, *DEV], ids=str)
 def test_every_requirement_is_pinned_within_its_range(requirement: Requirement) -> None:
     version = constraints()[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(version)
 
 
 def test_whatever_the_requirements_bring_is_pinned_too() -> None:
-    unpinned = needed([*RUN, *DEV]) - set(constraints())
+    unpinned = needed([*RUN, *HF, *DEV]) - set(constraints())
     assert {name for name in unpinned if not TORCHS_OWN.match(name)} == set()
+
+
+def test_nothing_is_pinned_that_no_requirement_brings() -> None:
+    # pip, setuptools and wheel install and build the others.
+    stray = set(constraints()) - needed([*RUN, *HF, *DEV]) - {"pip", "setuptools", "wheel"}
+    assert stray == set()
+
+
+def test_every_set_up_installs_the_engine_hf_with_the_rest() -> None:
+    assert [requirement.name for requirement in HF] == ["transformers"]
+    for name in ("create-env.sh", "renew-constraints.sh"):
+        assert "'.[hf]'" in (ROOT / "scripts" / name).read_text(encoding="utf-8"), name
 
 
 def test_what_builds_packages_is_pinned() -> None:
@@ -83,7 +96,7 @@ def test_what_builds_packages_is_pinned() -> None:
 def test_torch_is_pinned_where_the_demo_was_tried_and_its_range_is_wide() -> None:
     assert constraints()["torch"] == "2.13.0"
     torch = next(requirement for requirement in RUN if requirement.name == "torch")
-    assert torch.specifier.contains("2.4.0")
+    assert torch.specifier.contains("2.5.0")
     assert torch.specifier.contains("2.99")
 
 
@@ -92,7 +105,7 @@ def test_the_conda_environment_pins_the_same_versions() -> None:
     *tools, from_pip = content["dependencies"]
     found = pins(from_pip["pip"])
     everywhere = constraints()
-    assert set(found) == {canonicalize_name(requirement.name) for requirement in RUN}
+    assert set(found) == {canonicalize_name(requirement.name) for requirement in [*RUN, *HF]}
     assert found == {name: everywhere[name] for name in found}
     assert f"pip={everywhere['pip']}" in tools
     python = next(tool for tool in tools if tool.startswith("python="))

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from shardwatt.checkpoints import ModelError
 from shardwatt.data.fetch import DataError
 from shardwatt.data.prompts import load_prompts
-from shardwatt.data.tokenizer import Tokenizer
+from shardwatt.data.tokenizer import open_tokenizer
 from shardwatt.datasets import CatalogueError, load_catalogue
 from shardwatt.errors import CellFailure, Reason
-from shardwatt.models import ModelError
+from shardwatt.models import find_checkpoint, open_checkpoint
 from shardwatt.prepare import fetch_file, make_model, make_tokenizer
 from shardwatt.site import Site, parse_site
 
@@ -66,8 +67,8 @@ def _write_recipe(root: Path, text: str) -> None:
 def test_the_demos_tokenizer_has_llamas_conventions_and_suits_its_prompts(root: Path, site: Site) -> None:
     path = make_tokenizer(root, site, "tiny")
     assert path == site.models / "tiny" / "tokenizer.model"
-    tokenizer = Tokenizer(path)
-    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (1024, 1, 2)
+    tokenizer = open_tokenizer(path)
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_ids) == (1024, 1, frozenset({2}))
     for number in ("100", "1000", "2000", "360", "60", "12"):
         assert tokenizer.count(number) - tokenizer.count(number[0]) == len(number) - 1, "digits stand apart"
     catalogue = load_catalogue(root)
@@ -107,9 +108,28 @@ def test_a_recipe_that_is_not_there_is_named_with_a_suggestion(root: Path, site:
 
 
 def test_a_shard_count_that_the_recipe_does_not_name_is_refused(root: Path, site: Site) -> None:
-    with pytest.raises(ModelError, match="is made in 1, 2 shards, and the study asks for 4"):
+    with pytest.raises(
+        ModelError, match="is made in 1, 2 shards, which any number of ranks reads, and not in 4"
+    ):
         make_model(root, site, "tiny", 4)
     assert not site.models.exists()
+
+
+def test_a_shard_count_that_does_not_divide_the_model_is_refused(root: Path, site: Site) -> None:
+    _write_recipe(root, RECIPE.replace("[1, 2]", "[1, 3]"))
+    with pytest.raises(ModelError, match=r"tiny\.yaml: shards: 3 does not divide the model; use 1, 2$"):
+        make_model(root, site, "tiny", 3)
+    assert not site.models.exists()
+
+
+def test_without_shards_in_the_recipe_one_file_is_made_for_all(root: Path, site: Site) -> None:
+    _write_recipe(root, RECIPE.replace("shards: [1, 2]\n", ""))
+    folder = make_model(root, site, "tiny", 1)
+    for shards in (1, 2):
+        found = find_checkpoint(root, site.models, "tiny", shards)
+        assert found.folder == folder
+        assert all(path.is_file() for path in found.files)
+    assert open_checkpoint(folder) == found, "and it is one like any other"
 
 
 def test_a_named_tokenizer_is_copied_only_if_its_hash_is_right(root: Path, site: Site) -> None:
@@ -180,7 +200,7 @@ def test_llamas_tokenizer_is_found_in_the_data_folder_and_kept(root: Path) -> No
     _write_recipe(root, RECIPE.replace("vocab_size: 1024", "tokenizer: llama"))
     with_data = parse_site({**_site(root), "data": os.environ["SHARDWATT_TEST_DATA"]}, "this test")
     path = make_tokenizer(root, with_data, "tiny")
-    assert Tokenizer(path).vocab_size == 32_000
+    assert open_tokenizer(path).vocab_size == 32_000
     first = path.stat().st_ino
     # The copy is right, so that neither the data folder nor the network is needed again.
     assert make_tokenizer(root, parse_site(_site(root), "this test"), "tiny").stat().st_ino == first

@@ -104,17 +104,17 @@ def test_json_that_is_no_object_is_refused(record_file: Path, content: str) -> N
     assert refusal(record_file).endswith("expected keys and values")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 2, 4, "3", None])
 def test_another_schema_version_is_refused_before_its_keys_are_looked_at(
     record_file: Path, version: object
 ) -> None:
     record_file.write_text(json.dumps({"schema_version": version, "of another time": 1}))
-    assert refusal(record_file) == f"schema version {version}; expected 2"
+    assert refusal(record_file) == f"schema version {version}; expected 3"
 
 
 def test_a_record_without_a_schema_version_is_refused(record_file: Path) -> None:
     record_file.write_text("{}")
-    assert refusal(record_file) == "schema version None; expected 2"
+    assert refusal(record_file) == "schema version None; expected 3"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,11 @@ def test_a_record_without_a_schema_version_is_refused(record_file: Path) -> None
         (lambda c: c.update(outcome="failed"), "outcome: found 'failed'; expected"),
         (lambda c: c.update(constants_hash="0" * 16), "constants_hash does not belong to the constants"),
         (lambda c: c["constants"].update(seed=1), "constants_hash does not belong to the constants"),
-        (lambda c: c.update(energy=None), "outcome ok without timings, counts, energy or utilisation"),
+        (lambda c: c.update(energy=None), "outcome ok without timings, counts, energy, utilisation or eff"),
+        (lambda c: c.update(efficiency=None), "outcome ok without timings, counts, energy, utilisation or"),
+        (lambda c: c["efficiency"]["decode"].update(tokens=-1), "efficiency.decode.tokens: found -1; expect"),
+        (lambda c: c["provenance"].update(prompt_order="random"), "prompt_order: found 'random'; expected"),
+        (lambda c: c["provenance"].pop("engine"), "provenance.engine: is missing"),
         (lambda c: c.update(timings=None), "outcome ok without timings"),
         (lambda c: c["counts"].update(responses=19), "19 responses to 20 prompts; expected as many"),
         (lambda c: c["counts"].update(output_tokens=-1), "counts.output_tokens: found -1; expected at least"),

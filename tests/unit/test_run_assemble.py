@@ -15,9 +15,10 @@ from sentencepiece import SentencePieceTrainer
 
 from shardwatt.architectures import from_params
 from shardwatt.cell import Cell
-from shardwatt.data.tokenizer import Tokenizer
+from shardwatt.data.tokenizer import Tokenizer, open_tokenizer
 from shardwatt.jobshape import JobShape
 from shardwatt.models import Checkpoint
+from shardwatt.plan.memory import memory_need
 from shardwatt.power.curve import Array
 from shardwatt.power.host import HostTrace
 from shardwatt.power.trace import Trace
@@ -51,7 +52,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
         unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
     )  # fmt: skip
-    return Tokenizer(prefix.with_suffix(".model"))
+    return open_tokenizer(prefix.with_suffix(".model"))
 
 
 def power_w(t_s: Array) -> Array:
@@ -93,7 +94,10 @@ def batch_run(tokenizer: Tokenizer, start_s: float, texts: list[str], lengths: d
     now_s = start_s + 0.5
     phases = []
     for name, length_s in lengths.items():
-        phases.append(PhaseTime.model_validate({"name": name, "start_s": now_s, "stop_s": now_s + length_s}))
+        work = {"steps": 2, "tokens": 10, "attended": 30}
+        phases.append(
+            PhaseTime.model_validate({"name": name, "start_s": now_s, "stop_s": now_s + length_s, **work})
+        )
         now_s += length_s + 0.25
     return BatchRun(
         start_s=start_s,
@@ -117,6 +121,7 @@ def report(tokenizer: Tokenizer) -> RunReport:
         warmup_s=1.0,
         idle_loaded=None,
         versions=versions(),
+        engine_notes={"loop": "as published"},
         batches=[
             batch_run(tokenizer, 102.0, ["the lamp", "on again"], {"prefill": 2.0, "decode": 8.0}),
             batch_run(tokenizer, 120.0, ["off"], {"prefill": 3.0, "walk": 0.5, "decode": 4.0}),
@@ -129,22 +134,23 @@ def job(tmp_path: Path, tokenizer: Tokenizer) -> Job:
     return make_job(tmp_path, tokenizer, make_cell(gpu="cpu", shards=1, batch=2))
 
 
-def make_job(root: Path, tokenizer: Tokenizer, cell: Cell, nodes: int = 1) -> Job:
+def make_job(root: Path, tokenizer: Tokenizer, cell: Cell, nodes: int = 1, **site: Any) -> Job:
     params: dict[str, object] = {"dim": 64, "n_layers": 2, "n_heads": 4, "multiple_of": 32}
     return Job(
         root=root,
         study="study",
         cell=cell,
         constants=Constants(prompts=3),
-        site=make_site(root),
+        site=make_site(root, **site),
         shape=JobShape(nodes, 1),
-        checkpoint=Checkpoint(root, root / "tokenizer.model", 1),
+        checkpoint=Checkpoint(root, root / "tokenizer.model", "meta", ("consolidated.00.pth",)),
         architecture=from_params(params, tokenizer.vocab_size),
         tokenizer=tokenizer,
+        eos_ids=tokenizer.eos_ids,
         inputs=Inputs(model_fingerprint="f" * 16, dataset_sha256="d" * 64, prompt_ids_sha256="e" * 64),
         batches=[
-            BatchPlan(prompt_ids=["a", "b"], prompts=[[1, 5, 6], [1, 5]], positions=64),
-            BatchPlan(prompt_ids=["c"], prompts=[[1, 7, 8, 9]], positions=64),
+            BatchPlan(prompt_ids=["a", "b"], prompts=[[1, 5, 6], [1, 5]], positions=64, rows=2),
+            BatchPlan(prompt_ids=["c"], prompts=[[1, 7, 8, 9]], positions=64, rows=1),
         ],
         threads_per_rank=3,
         commit=("0" * 40, True),
@@ -301,6 +307,77 @@ def test_counts_and_rows_are_those_of_prompts_and_batches(
     assert batches[1]["start_s"] == 20.0
 
 
+PEAK = {"memory_bandwidth_gb_s": 1, "tflops": {"fp16": 0.001}, "source": "a test"}
+
+
+def test_phases_have_their_work_and_its_share_of_the_machines_peak(
+    make: Callable[..., Record], report: RunReport, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """Layers of width 64 with 4 heads of 16 and 192 wide; 290 pieces; fp16; two batches' stretches."""
+    cpu = {"kind": "cpu", "per_node": 1, "memory_gib": 2, "peak": PEAK}
+    job = make_job(tmp_path, tokenizer, make_cell(gpu="cpu", batch=2), gpus={"cpu": cpu})
+    efficiency = make(report, make_trace(), job).efficiency
+    assert efficiency is not None
+    assert efficiency.peak is not None
+    assert (efficiency.peak.source, efficiency.peak.devices) == ("a test", 1)
+    prefill, walk, decode = efficiency.prefill, efficiency.walk, efficiency.decode
+    assert (prefill.steps, prefill.tokens, walk.tokens, decode.tokens) == (4, 20, 10, 20)
+    assert [prefill.tokens_per_s, decode.tokens_per_s] == pytest.approx([20 / 5, 20 / 12])
+    assert prefill.tokens_useful_per_s == pytest.approx(prefill.tokens_useful / 5)
+    layers = 2 * (4 * 64 * 64 + 3 * 64 * 192)
+    assert prefill.flop_executed == 2 * layers * 20 + 2 * 64 * 290 * 3 + 4 * 2 * 64 * 60
+    assert decode.flop_executed == 2 * layers * 20 + 2 * 64 * 290 * 20 + 4 * 2 * 64 * 60
+    assert decode.moved_bytes == 2 * (4 * (layers + 5 * 64 + 64 * 290) + 20 * 64 + 2 * 2 * 64 * 60)
+    assert decode.bandwidth_utilisation == pytest.approx(decode.moved_bytes / (1e9 * 12))
+    assert decode.flop_utilisation_executed == pytest.approx(decode.flop_executed / (1e9 * 12))
+    window = efficiency.window
+    assert window.flop_utilisation_executed == pytest.approx(window.flop_executed / (1e9 * 50))
+    # All prompts end by themselves; the last one walks, so its batch's useful prefill is its shortest prompt.
+    assert prefill.tokens_useful == 3 + 2 + 4
+    output = sum(len(tokens) for run in report.batches for tokens in run.tokens)
+    assert prefill.tokens_useful + walk.tokens_useful + decode.tokens_useful == 9 + output
+
+
+def test_a_site_without_figures_leaves_utilisation_empty_and_work_known(
+    make: Callable[..., Record], report: RunReport
+) -> None:
+    efficiency = make(report, make_trace()).efficiency
+    assert efficiency is not None
+    assert efficiency.peak is None
+    assert efficiency.decode.moved_bytes is not None
+    assert efficiency.decode.bandwidth_utilisation is None
+    assert efficiency.window.flop_utilisation_useful is None
+
+
+def test_the_plan_is_that_of_the_engines_loop(
+    make: Callable[..., Record], report: RunReport, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    planned = {}
+    context_gib = 0.75
+    for engine in ("reference", "fast", "hf"):
+        job = make_job(tmp_path, tokenizer, make_cell(engine=engine, gpu="v100", batch=2))
+        record = make(report, make_trace(), job)
+        planned[engine] = record.memory.planned_memory_gib
+        need = memory_need(
+            job.architecture, precision="fp16", shards=1, batch=2, length=job.cell.length, cache_tokens=64,
+            engine=engine,
+        )  # fmt: skip
+        assert planned[engine] == need.total_gib
+        # torch does not count the CUDA context, so its peak is compared with the rest.
+        assert record.memory.planned_allocated_gib == pytest.approx(need.total_gib - context_gib)
+    assert len(set(planned.values())) == 3
+
+
+def test_how_the_engine_ran_and_took_its_prompts_is_told(
+    make: Callable[..., Record], report: RunReport, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    assert make(report, make_trace()).provenance.prompt_order == "sample"
+    fast = make_job(tmp_path, tokenizer, make_cell(engine="fast", gpu="cpu", batch=2))
+    notes = {"kernels": "packed", "CUDA graphs": "none: two ranks"}
+    origin = make(report.model_copy(update={"engine_notes": notes}), make_trace(), fast).provenance
+    assert (origin.prompt_order, origin.engine) == ("length", notes)
+
+
 def test_samples_count_from_the_windows_begin(
     make: Callable[..., Record], report: RunReport, tmp_path: Path
 ) -> None:
@@ -319,7 +396,7 @@ def test_a_record_says_where_it_comes_from(make: Callable[..., Record], report: 
     assert (origin.commit, origin.commit_dirty, origin.threads_per_rank) == ("0" * 40, True, 3)
     assert {"python", "torch", "shardwatt"} <= origin.versions.keys()
     assert record.memory.peak_memory_gib == 2.5
-    assert record.memory.planned_memory_gib is None
+    assert (record.memory.planned_memory_gib, record.memory.planned_allocated_gib) == (None, None)
 
 
 def test_what_does_not_fit_is_a_record_without_measurements(job: Job, tmp_path: Path) -> None:
@@ -328,6 +405,7 @@ def test_what_does_not_fit_is_a_record_without_measurements(job: Job, tmp_path: 
     assert (record.outcome, record.reason) == (Outcome.DOES_NOT_FIT, "rank 0 wanted 2 GiB more")
     assert (record.timings, record.energy, record.counts) == (None, None, None)
     assert record.provenance.nodes == ["host3"]
+    assert (record.efficiency, record.provenance.engine) == (None, {})
     assert record.power_cap is None
     cap = PowerCap(asked_w=150, set_by="prolog", devices=[])
     assemble_does_not_fit(job, tmp_path, job_id="7", node="host3", reason="too large", power_cap=cap)

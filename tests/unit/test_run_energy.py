@@ -70,7 +70,12 @@ def a_report(phases: list[tuple[str, float, float]] | None = None, **more: Any) 
     batch = BatchRun(
         start_s=50.5,
         stop_s=89.5,
-        phases=[PhaseTime.model_validate({"name": n, "start_s": a, "stop_s": b}) for n, a, b in told],
+        phases=[
+            PhaseTime.model_validate(
+                {"name": n, "start_s": a, "stop_s": b, "steps": 1, "tokens": 1, "attended": 1}
+            )
+            for n, a, b in told
+        ],
         tokens=[],
         finish=[],
         generated_tokens=1,
@@ -84,6 +89,7 @@ def a_report(phases: list[tuple[str, float, float]] | None = None, **more: Any) 
         "idle_loaded": LOADED,
         "batches": [batch],
         "versions": {},
+        "engine_notes": {},
     }
     return RunReport(**(known | more))
 

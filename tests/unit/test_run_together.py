@@ -11,7 +11,7 @@ import pytest
 
 from executor_words import sbatch_words
 from shardwatt.cell import Cell
-from shardwatt.models import ModelError
+from shardwatt.checkpoints import ModelError
 from shardwatt.run.together import SharedJob, in_random_order, shared_jobs, split_comparisons
 from shardwatt.site import Site
 from shardwatt.sitepower import PowerLimits
@@ -28,10 +28,9 @@ PINNED = [("250", 2), ("250", 1), ("150", 1), ("150", 2), ("200", 1), ("none", 1
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A project whose models lie in the folder `models` of the same root, in 2 and 8 shards."""
+    """A project whose models lie in the folder `models` of the same root."""
     make_root(tmp_path)
-    for shards in (2, 8):
-        make_checkpoint(tmp_path / "models" / "llama-65b" / f"shards-{shards}", shards)
+    make_checkpoint(tmp_path / "models" / "llama-65b", 8)
     return tmp_path
 
 
@@ -189,10 +188,9 @@ def test_a_model_that_is_not_made_yet_is_named_with_the_command_that_makes_it(ro
         "n_layers": 1,
         "n_heads": 4,
         "mean_response_tokens": 4,
-        "shards": [2],
     }
     write_yaml(root / "config" / "models" / "tiny.yaml", recipe)
-    folder = root / "models" / "tiny" / "shards-2"
+    folder = root / "models" / "tiny" / "shards-1"
     with pytest.raises(ModelError, match=rf"make it first: snakemake --profile profiles/slurm {folder}$"):
         shared_jobs(root, site_of(root), [replace(slurm_cell(2), model="tiny")], 8, seed=None)
 

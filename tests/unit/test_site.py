@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from shardwatt.datasheets import DATA_SHEETS
 from shardwatt.errors import SiteError
-from shardwatt.site import load_site, parse_site
+from shardwatt.site import GpuType, load_site, parse_site
 from small_project import GPUS, make_site, site_content, write_yaml
 
 
@@ -27,6 +28,24 @@ def test_a_site_says_what_a_place_offers(tmp_path: Path) -> None:
     assert site.gpus["v100"].memory_gib == 32
     assert site.gpus["v100"].tdp_w is None, "no power is made up where none is given"
     assert site.models == tmp_path / "models"
+
+
+def test_a_data_sheet_says_the_compute_capability_where_the_site_does_not(tmp_path: Path) -> None:
+    site = make_site(tmp_path, **gpu(data_sheet="v100-sxm2-32gb"))
+    assert (site.gpus["v100"].data_sheet, site.gpus["v100"].compute_capability) == ("v100-sxm2-32gb", "7.0")
+    assert make_site(tmp_path).gpus["v100"].compute_capability is None
+    both = make_site(tmp_path, **gpu(data_sheet="v100-sxm2-32gb", compute_capability="7.0"))
+    assert both.gpus["v100"] == site.gpus["v100"]
+    again = GpuType.model_validate_json(site.gpus["v100"].model_dump_json())
+    assert again == site.gpus["v100"], "ranks read it from a file"
+
+
+def test_figures_of_the_sites_own_take_the_place_of_a_data_sheet(tmp_path: Path) -> None:
+    peak = {"memory_bandwidth_gb_s": 40, "tflops": {"fp32": 0.5}, "source": "measured"}
+    found = make_site(tmp_path, gpus={"cpu": {**GPUS["cpu"], "peak": peak}}).gpus["cpu"].peak
+    assert found is not None
+    assert found.tflops is not None
+    assert (found.memory_bandwidth_gb_s, found.tflops.fp32, found.tflops.bf16) == (40, 0.5, None)
 
 
 def test_later_files_replace_keys_of_earlier_ones(tmp_path: Path) -> None:
@@ -97,8 +116,8 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (
             gpu(memroy_gib=3),
             "gpus.v100.memroy_gib: unknown key; did you mean 'memory_gib'?; "
-            "allowed: compute_capability, environment, kind, memory_gib, meter, per_node, power_limits_w, "
-            "slurm, tdp_source, tdp_w",
+            "allowed: compute_capability, data_sheet, environment, kind, memory_gib, meter, peak, per_node, "
+            "power_limits_w, slurm, tdp_source, tdp_w",
         ),
         (gpu(kind="rocm"), "gpus.v100.kind: found 'rocm'; expected 'cuda' or 'cpu'"),
         (gpu(per_node=0), "gpus.v100.per_node: found 0; expected at least 1"),
@@ -106,6 +125,47 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (gpu(memory_gib="32 GiB"), "gpus.v100.memory_gib: found '32 GiB'; expected a number"),
         (gpu(memory_gib=float("inf")), "gpus.v100.memory_gib: found inf; expected a finite number"),
         (gpu(tdp_w=0), "gpus.v100.tdp_w: found 0; expected more than 0"),
+        (
+            gpu(data_sheet="v100-sxm-32gb"),
+            "gpus.v100.data_sheet: found 'v100-sxm-32gb'; no data sheet of this name; did you mean "
+            f"'v100-sxm2-32gb'?; known: {', '.join(DATA_SHEETS)}",
+        ),
+        (
+            gpu(data_sheet="a100"),
+            "gpus.v100.data_sheet: found 'a100'; no data sheet of this name; known: a100-pcie-40gb, "
+            "a100-sxm-40gb, a100-pcie-80gb, a100-sxm-80gb",
+        ),
+        (
+            gpu(data_sheet="v100-sxm2-16gb"),
+            "gpus.v100: memory_gib: found 32, and data_sheet v100-sxm2-16gb has 16; one of them is another "
+            "GPU's",
+        ),
+        (
+            gpu(data_sheet="v100-sxm2-32gb", compute_capability="8.0"),
+            "gpus.v100: compute_capability: found 8.0, and data_sheet v100-sxm2-32gb has 7.0; one of them is "
+            "another GPU's",
+        ),
+        (
+            gpu(data_sheet="v100-sxm2-32gb", kind="cpu"),
+            "gpus.v100: data_sheet: v100-sxm2-32gb is a GPU's; expected figures in `peak` with kind: cpu",
+        ),
+        (
+            gpu(data_sheet="v100-sxm2-32gb", peak={"memory_bandwidth_gb_s": 900, "source": "a test"}),
+            "gpus.v100: data_sheet and peak: found both; expected one of them",
+        ),
+        (
+            gpu(peak={"source": "a test"}),
+            "gpus.v100.peak: expected memory_bandwidth_gb_s, tflops, or both",
+        ),
+        (
+            gpu(peak={"tflops": {"fp8": 3}, "source": "a test"}),
+            "gpus.v100.peak.tflops.fp8: unknown key; allowed: bf16, fp16, fp32",
+        ),
+        (
+            gpu(peak={"memory_bandwidth_gb_s": 900}),
+            "gpus.v100.peak.source: is missing; expected: Where the "
+            "figures come from: a data sheet, or how they were measured. Written into every record",
+        ),
         ({"start_timeout_s": -1}, "start_timeout_s: found -1; expected more than 0"),
         ({"threads_per_rank": 1.5}, "threads_per_rank: found 1.5; expected a whole number"),
     ],

@@ -8,7 +8,7 @@ localrules:
     report,
 
 
-TABLES = ["table-2", "table-3", "table-4", "table-5", "outcomes"]
+TABLES = ["table-2", "table-3", "table-4", "table-5", "efficiency", "outcomes"]
 
 
 rule aggregate:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from shardwatt.analysis.columns import COLUMNS, DEVICE_COLUMNS, WITH_INTERVAL
+from shardwatt.analysis.efficiencyrow import efficiency_columns, engine_columns, memory_columns
 from shardwatt.analysis.energyrow import (
     cap_columns,
     device_rows,
@@ -112,8 +113,8 @@ def _described(record: Record) -> Row:
         "model_fingerprint": inputs.model_fingerprint,
         "dataset_sha256": inputs.dataset_sha256,
         "prompt_ids_sha256": inputs.prompt_ids_sha256,
-        "peak_memory_gib": record.memory.peak_memory_gib,
-        "planned_memory_gib": record.memory.planned_memory_gib,
+        **memory_columns(record.memory),
+        **engine_columns(provenance),
         "device_names": ", ".join(dict.fromkeys(provenance.device_names)) or None,
         "hosts": ", ".join(provenance.nodes) or None,
         "site": provenance.site,
@@ -136,12 +137,13 @@ def _measured(record: Record, folder: Path) -> Row:
         RecordError: batches.parquet is torn or contradicts the record.
     """
     timings, counts, energy, utilisation = record.timings, record.counts, record.energy, record.utilisation
-    assert timings is not None  # a record of outcome ok has all four
+    assert timings is not None  # a record of outcome ok has all of them
     assert counts is not None
     assert energy is not None
     assert utilisation is not None
+    assert record.efficiency is not None
     row = counts.model_dump() | timings.model_dump()
-    row |= energy_columns(energy) | utilisation_columns(utilisation)
+    row |= efficiency_columns(record.efficiency) | energy_columns(energy) | utilisation_columns(utilisation)
     row |= cap_columns(record.power_cap) | limit_columns(energy, record.power_cap)
     row |= _ratios(counts, timings, row["energy_j"])
     if not record.provenance.was_loaded:

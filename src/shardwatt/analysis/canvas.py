@@ -139,7 +139,8 @@ def compose(page: Page) -> Figure:
     """Lay a page out as a matplotlib figure."""
     panels = [panel for row in page.rows for panel in row]
     columns = len(page.rows[0])
-    width = max(6.6, columns * max(p.width_in for p in panels) + 0.3, _words_width_in(page))
+    widest_in = max(p.width_in for p in panels)
+    width = max(6.6, columns * widest_in + 0.3, _words_width_in(page))
     label_lines = max(group.count("\n") + 1 for panel in panels for group in panel.groups)
     panel_height = (1.75 if len(page.rows) > 1 and not page.one_scale else 2.6) + 0.16 * label_lines
     made = sheet(page.title, page.subtitle, page.notes, width=width, body=panel_height * len(page.rows))
@@ -147,10 +148,10 @@ def compose(page: Page) -> Figure:
         len(page.rows), columns, squeeze=False, sharey="all" if page.one_scale else "row"
     )
     if page.one_scale:
-        draw_row(list(grid.flat), panels, columns=columns)
+        draw_row(list(grid.flat), panels, columns=columns, width_in=widest_in)
     else:
         for row, axes_row in zip(page.rows, grid, strict=True):
-            draw_row(axes_row, row, columns=columns)
+            draw_row(axes_row, row, columns=columns, width_in=widest_in)
     _legend(made.figure, page, made.left, made.top)
     return made.figure
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from shardwatt.analysis import ratios
+from shardwatt.analysis import enginefigure, ratios
 from shardwatt.analysis.canvas import Page, compose, save
+from shardwatt.analysis.columns import WITH_INTERVAL
+from shardwatt.analysis.notes import Notes, Rows, fewest_shards, placed, times, where, wrapped
 from shardwatt.analysis.panels import Panel, Series, rounded
-from shardwatt.analysis.points import OF_ENERGY, Point, counts_in_order, in_order, named, outcome_of, point
+from shardwatt.analysis.points import counts_in_order, in_order
 from shardwatt.analysis.survey import State
 from shardwatt.cell import AXES
 from shardwatt.figurelist import COMPARISONS, FigureSpec, Kind
@@ -30,6 +28,7 @@ QUANTITIES: dict[Kind, tuple[tuple[str, str], ...]] = {
     Kind.POWER_BY_SHARDS: (("power_w", "mean power of all devices (W)"),),
     Kind.ENERGY_PER_TOKEN: (("energy_per_token_j", "energy per output token (J)"),),
     Kind.ENERGY_PER_RESPONSE: (("energy_per_response_j", "energy per response (J)"),),
+    Kind.ENGINES: enginefigure.QUANTITIES,
 }
 
 #: What a reader sees in each kind of figure, and what it is the counterpart of.
@@ -44,6 +43,9 @@ CAPTIONS = {
     "batch size. Counterpart of figures 6 and 7 of arXiv 2310.03003.",
     Kind.ENERGY_PER_RESPONSE: "Joules of all devices over the inference window per response, by shards and "
     "batch size. Counterpart of figures 8 and 9 of arXiv 2310.03003.",
+    Kind.ENGINES: "The same prompts answered by each engine: token positions per second of prefill and of "
+    "decode, output tokens per second of the whole window, the share of the peak memory bandwidth that "
+    "decode needs at the least, and joules per token without and with the tokens past the end of sequence.",
     Kind.RATIOS: "Left, the scope: what the rank-0 node times the number of nodes makes of the energy that "
     "was read on all nodes, by the same meters. Right, the method: DCGM's job statistics over NVML's "
     "counters, of the same GPUs of the rank-0 node over the same time. A dot is a cell; the line is the "
@@ -63,46 +65,6 @@ _ALWAYS = (
 
 #: Panels that would make a page wider than this stand below each other.
 _WIDEST_PAGE_IN = 14.0
-
-#: Letters of a model's name in one line below its bars.
-_LABEL_LETTERS = 14
-
-#: Absent points that a figure's notes name one by one.
-_NAMED_AT_MOST = 6
-
-Rows = pd.DataFrame
-
-
-@dataclass
-class _Notes:
-    """What the words under a figure are made from, collected while its points are."""
-
-    kinds: set[str] = field(default_factory=set)
-    sources: set[str] = field(default_factory=set)
-    no_result: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    not_in_study: list[str] = field(default_factory=list)
-
-    def sentences(self) -> list[str]:
-        words = []
-        ways = {
-            "within run": "within run (jackknife over the batches of one run)",
-            "repeats": "over repeats (Student's t)",
-        }
-        if self.kinds:
-            words.append(
-                f"Whiskers: 95 % interval {', or '.join(ways[kind] for kind in sorted(self.kinds))}."
-            )
-        if self.sources:
-            words.append(f"Energy, gross, over the inference window: {'; '.join(sorted(self.sources))}.")
-        for start, places in (
-            ("○ No result yet: ", self.no_result),
-            ("? Energy unknown: ", self.unknown),
-            ("Not in the study at this batch and length: ", self.not_in_study),
-        ):
-            if places:
-                words.append(start + _some(places) + ".")
-        return words
 
 
 def draw(frame: pd.DataFrame, spec: FigureSpec, folder: Path) -> list[Path]:
@@ -135,10 +97,12 @@ def page(frame: pd.DataFrame, spec: FigureSpec) -> Page:
     """Lay out one figure of bars or marks: its panels, points and words."""
     # Selecting rows copies every column: only those that are shown are carried along.
     quantities = [name for name, _ in QUANTITIES[spec.kind]]
-    ends = [f"{name}_{end}" for name in quantities for end in ("low", "high")]
+    ends = [f"{name}_{end}" for name in quantities if name in WITH_INTERVAL for end in ("low", "high")]
     shown = frame[[*AXES, *_ALWAYS, *quantities, *ends]]
     # As objects, the columns lie in one block, and selecting a point's rows copies that alone.
-    rows = _where(shown, dict(spec.fixed)).astype(object).copy()
+    rows = where(shown, dict(spec.fixed)).astype(object).copy()
+    if spec.kind is Kind.ENGINES:
+        return enginefigure.layout(shown, rows, spec)
     return _comparison(shown, rows, spec) if spec.kind in COMPARISONS else _scaling(shown, rows, spec)
 
 
@@ -146,7 +110,7 @@ def in_words(layout: Page) -> str:
     """What a figure shows, for readers who cannot see it: ranges, estimates and what is absent."""
     parts = [f"{layout.title}. {layout.subtitle}."]
     for row in layout.rows:
-        for panel in row:
+        for column, panel in enumerate(row):
             values = [point.value for point in panel.known if point.value is not None]
             absent = [point for group in panel.points for point in group if point and point.value is None]
             unfit = sum(point.outcome is State.DOES_NOT_FIT for point in absent)
@@ -159,21 +123,14 @@ def in_words(layout: Page) -> str:
                 words += f"; does not fit: {unfit}"
             if len(absent) > unfit:
                 words += f"; without a value: {len(absent) - unfit}"
-            parts.append(f"{panel.title or row[0].title}, {panel.y_label}: {words}.")
+            title = panel.title or layout.rows[0][column].title
+            parts.append(f"{title}, {' '.join(panel.y_label.split())}: {words}.")
     return " ".join(parts)
-
-
-def _where(rows: Rows, place: Mapping[str, object]) -> Rows:
-    """The rows with these values of axes, selected at once: each selection copies every column."""
-    chosen = pd.Series(True, index=rows.index)
-    for axis, value in place.items():
-        chosen &= rows[axis] == value
-    return rows[chosen]
 
 
 def _scaling(frame: pd.DataFrame, rows: Rows, spec: FigureSpec) -> Page:
     """Shards along x, a bar for each batch size, a panel for each data set."""
-    notes = _Notes()
+    notes = Notes()
     shards = counts_in_order(rows["shards"])
     all_batches = counts_in_order(frame["batch"])
     batches = [batch for batch in all_batches if (rows["batch"] == batch).any()]
@@ -182,7 +139,7 @@ def _scaling(frame: pd.DataFrame, rows: Rows, spec: FigureSpec) -> Page:
     panels = []
     for dataset in in_order(rows["dataset"]):
         points = [
-            [_point(rows, quantity, notes, dataset=dataset, shards=count, batch=batch) for batch in batches]
+            [placed(rows, quantity, notes, dataset=dataset, shards=count, batch=batch) for batch in batches]
             for count in shards
         ]
         groups = [str(count) for count in shards]
@@ -196,15 +153,18 @@ def _scaling(frame: pd.DataFrame, rows: Rows, spec: FigureSpec) -> Page:
 
 def _comparison(frame: pd.DataFrame, rows: Rows, spec: FigureSpec) -> Page:
     """Models along x, a mark for each GPU type at its fewest shards, a column for each data set."""
-    notes = _Notes()
-    whole = _where(frame, {axis: value for axis, value in spec.fixed if axis not in ("batch", "length")})
+    notes = Notes()
+    whole = where(frame, {axis: value for axis, value in spec.fixed if axis not in ("batch", "length")})
     models, gpus = in_order(rows["model"]), in_order(rows["gpu"])
-    present = {pair: _fewest_shards(rows, *pair) for pair in _pairs(rows)}
+    present = {
+        (model, gpu): fewest_shards(rows[(rows["model"] == model) & (rows["gpu"] == gpu)])
+        for model, gpu in _pairs(rows)
+    }
     notes.not_in_study = [f"{model} on {gpu}" for model, gpu in _pairs(whole) if (model, gpu) not in present]
     series = [Series(gpu, in_order(frame["gpu"]).index(gpu)) for gpu in gpus]
     groups = [
         "\n".join(
-            [*_lines(model), *(_times(present[model, gpu], gpu) for gpu in gpus if (model, gpu) in present)]
+            [*wrapped(model), *(times(present[model, gpu], gpu) for gpu in gpus if (model, gpu) in present)]
         )
         for model in models
     ]
@@ -216,7 +176,7 @@ def _comparison(frame: pd.DataFrame, rows: Rows, spec: FigureSpec) -> Page:
         for dataset in in_order(rows["dataset"]):
             points = [
                 [
-                    _point(rows, quantity, notes, dataset=dataset, model=model, gpu=gpu, shards=count)
+                    placed(rows, quantity, notes, dataset=dataset, model=model, gpu=gpu, shards=count)
                     if (count := present.get((model, gpu)))
                     else None
                     for gpu in gpus
@@ -233,66 +193,6 @@ def _comparison(frame: pd.DataFrame, rows: Rows, spec: FigureSpec) -> Page:
 
 def _pairs(rows: Rows) -> list[tuple[str, str]]:
     return list(dict.fromkeys(zip(rows["model"], rows["gpu"], strict=True)))
-
-
-def _fewest_shards(rows: Rows, model: str, gpu: str) -> int:
-    """The fewest shards that fit for any data set, as far as is known; the fewest of all if none does."""
-    own = rows[(rows["model"] == model) & (rows["gpu"] == gpu)]
-    counts = counts_in_order(own["shards"])
-    for count in counts:
-        if (own.loc[own["shards"] == count, "outcome"] != State.DOES_NOT_FIT).any():
-            return count
-    return counts[0]
-
-
-def _point(rows: Rows, quantity: str, notes: _Notes, **place: Any) -> Point | None:
-    """The point at a place of the figure; None where the study has no such cell. Notes what to say."""
-    own = _where(rows, place)
-    if own.empty:
-        return None
-    found = point(own, quantity)
-    words = named(list(place.items()))
-    if found.value is not None:
-        if found.interval_kind:
-            notes.kinds.add(found.interval_kind)
-        if quantity in OF_ENERGY:
-            notes.sources |= _sources(own)
-    elif found.outcome is State.OK:
-        notes.unknown.append(f"{words} ({own['energy_status'].dropna().iloc[0]})")
-    elif found.outcome is not State.DOES_NOT_FIT:
-        text = f"{words} ({outcome_of(own)}: {found.reason})"
-        if text not in notes.no_result:
-            notes.no_result.append(text)
-    return found
-
-
-def _sources(rows: Rows) -> set[str]:
-    """How the energy of rows was obtained, in words."""
-    known = rows[rows["energy_j"].notna()]
-    return {
-        f"{status}, {method}" if status != "estimated" else f"estimated ({_first_clause(detail)})"
-        for status, method, detail in zip(
-            known["energy_status"], known["energy_method"], known["energy_detail"], strict=True
-        )
-    }
-
-
-def _first_clause(detail: object) -> str:
-    return "no meter" if pd.isna(detail) else str(detail)  # type: ignore[call-overload]
-
-
-def _some(places: Sequence[str]) -> str:
-    more = len(places) - _NAMED_AT_MOST
-    named_ones: Iterable[str] = places[:_NAMED_AT_MOST]
-    return "; ".join(named_ones) + (f"; and {more} more" if more > 0 else "")
-
-
-def _lines(name: str) -> list[str]:
-    return textwrap.wrap(name, _LABEL_LETTERS, break_on_hyphens=True)
-
-
-def _times(shards: int, gpu: str) -> str:
-    return f"{shards} × {gpu}"  # noqa: RUF001 - a multiplication sign
 
 
 def _capital(text: str) -> str:

@@ -119,8 +119,8 @@ class _Mark:
     point: Point
 
 
-def draw_row(axes_row: Sequence[Any], panels: Sequence[Panel], *, columns: int) -> None:
-    """Draw panels that share their y axis into matplotlib axes, so many beside each other."""
+def draw_row(axes_row: Sequence[Any], panels: Sequence[Panel], *, columns: int, width_in: float) -> None:
+    """Draw panels that share their y axis into matplotlib axes, so many beside each other, each so wide."""
     for index, (axes, panel) in enumerate(zip(axes_row, panels, strict=True)):
         bar = min(_WIDEST_BAR, _GROUP / max(1, _most(panel)))
         for mark in _marks(panel, bar):
@@ -131,7 +131,7 @@ def draw_row(axes_row: Sequence[Any], panels: Sequence[Panel], *, columns: int) 
             write_tag(axes, panel.tag)
     _scale(axes_row[0], panels)
     for axes, panel in zip(axes_row, panels, strict=True):
-        _write_values(axes, panel)
+        _write_values(axes, panel, width_in)
 
 
 def _most(panel: Panel) -> int:
@@ -224,11 +224,11 @@ def _scale(axes: Any, panels: Sequence[Panel]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
-def _write_values(axes: Any, panel: Panel) -> None:
+def _write_values(axes: Any, panel: Panel, width_in: float) -> None:
     """Write each value over its mark, where marks are far enough apart for it."""
     bar = min(_WIDEST_BAR, _GROUP / max(1, _most(panel)))
     low, high = axes.get_xlim()
-    roomy = bar * (panel.width_in - 0.7) / (high - low) >= 0.9 * panel.value_width_in
+    roomy = bar * (width_in - 0.7) / (high - low) >= 0.9 * panel.value_width_in
     for mark in _marks(panel, bar):
         if mark.point.value is None:
             continue

@@ -12,7 +12,13 @@ from shardwatt.analysis.survey import State
 from shardwatt.readings import Status
 
 #: Quantities made of joules: what is estimated in them is said wherever they are shown.
-OF_ENERGY = ("energy_j", "power_w", "energy_per_token_j", "energy_per_response_j")
+OF_ENERGY = (
+    "energy_j",
+    "power_w",
+    "energy_per_token_j",
+    "energy_per_generated_token_j",
+    "energy_per_response_j",
+)
 
 #: What a point shows where its repeats ended differently: the first of these that occurs.
 _PRECEDENCE = (

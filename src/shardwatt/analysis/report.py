@@ -148,6 +148,7 @@ def _constants(study: Study) -> list[tuple[str, str]]:
         "top_p": "top-p",
         "warmup_tokens": "warm-up tokens",
         "cache_tokens": "KV cache positions",
+        "cuda_graphs": "CUDA graphs",
         "idle_settle_s": "rest before a baseline (s)",
         "idle_read_s": "read of a baseline (s)",
         "cool_down_c": "cooled down to (°C)",
@@ -155,13 +156,16 @@ def _constants(study: Study) -> list[tuple[str, str]]:
     }
     unset = {"cache_tokens": "context, or longest prompt of the batch + length", "cool_down_c": "no gate"}
     return [
-        (
-            words.get(key, key),
-            unset.get(key, "none") if value is None else f"{value:,}" if key == "prompts" else f"{value:g}",
-        )
+        (words.get(key, key), unset.get(key, "none") if value is None else _shown_constant(key, value))
         for key, value in values.items()
         if key != "cool_down_max_s" or values["cool_down_c"] is not None
     ]
+
+
+def _shown_constant(key: str, value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if key == "prompts" else f"{value:g}"
 
 
 def _figure(frame: pd.DataFrame, spec: FigureSpec, folder: Path) -> _Figure:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
+from shardwatt.analysis import efficiencytable
 from shardwatt.analysis.captable import power_caps
 from shardwatt.analysis.points import counts_in_order
 from shardwatt.analysis.survey import State
@@ -16,7 +17,7 @@ from shardwatt.analysis.tablemodel import AXIS_FIELDS, Field, Row, Table, groups
 from shardwatt.cell import AXES
 
 #: Names of the tables of a study, in order.
-TABLES = ("table-2", "table-3", "table-4", "table-5", "outcomes")
+TABLES = ("table-2", "table-3", "table-4", "table-5", "efficiency", "outcomes")
 
 _SHARES = ("memory_activity", "memory_filled", "sm_utilisation", "cpu_utilisation")
 
@@ -24,8 +25,8 @@ _SHARES = ("memory_activity", "memory_filled", "sm_utilisation", "cpu_utilisatio
 _SHOWN = (
     *AXES,
     *("outcome", "reason", "detail", "log", "target", "nodes"),
-    *("duration_s", "tokens_per_s", "energy_j", "energy_status", "peak_memory_gib", "planned_memory_gib"),
-    *("job_id", "device_uuids"),
+    *("duration_s", "energy_j", "energy_status", "job_id", "device_uuids"),
+    *efficiencytable.SHOWN,
     *_SHARES,
     *(f"{name}_max" for name in _SHARES),
 )
@@ -61,6 +62,7 @@ def tables(frame: pd.DataFrame) -> list[Table]:
         power_caps(shown),
         use_by(shown, "length", "table-4", "maximum length"),
         use_by(shown, "shards", "table-5", "shards"),
+        efficiencytable.efficiency(shown),
         outcomes(shown),
     ]
 
@@ -87,6 +89,7 @@ def bare_minimum(frame: pd.DataFrame) -> Table:
                 "batch": batch,
                 "peak_memory_gib": _largest(best["peak_memory_gib"]),
                 "planned_memory_gib": _largest(best["planned_memory_gib"]),
+                "peak_over_planned": _largest(best["peak_over_planned"]),
                 "above": _above(at_shards, batch),
             }
         rows.append(row)
@@ -100,9 +103,13 @@ def bare_minimum(frame: pd.DataFrame) -> Table:
         Field("batch", "largest batch"),
         Field("peak_memory_gib", "peak memory (GiB)", 2),
         Field("planned_memory_gib", "planned memory (GiB)", 2),
+        Field("peak_over_planned", efficiencytable.MEMORY_RATIO, 2),
         Field("above", "larger batches"),
     ]
-    note = "At the smallest maximum length of the study; memory is that of one device at the largest batch."
+    note = (
+        "At the smallest maximum length of the study; memory is that of one device at the largest batch. "
+        "Planned memory has the CUDA context in it, peak memory has not."
+    )
     return Table("table-2", "Bare minimum hardware and largest batch", note, fields, rows)
 
 

@@ -16,6 +16,7 @@ from shardwatt.cli.check import check_site
 from shardwatt.cli.leftovers import wait_for_job
 from shardwatt.cli.limits import restore_power_limits
 from shardwatt.cli.meters import meters
+from shardwatt.cli.model import model
 from shardwatt.cli.prepare import fetch, make_model, make_tokenizer, schemas
 from shardwatt.cli.run import run_cell
 from shardwatt.cli.together import run_together
@@ -49,6 +50,7 @@ for command in (
     run_together,
     wait_for_job,
     restore_power_limits,
+    model,
     make_model,
     make_tokenizer,
     fetch,

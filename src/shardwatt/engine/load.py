@@ -2,84 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import importlib
+from collections.abc import Callable
 
-from shardwatt.architectures import Architecture
-from shardwatt.engine import reference
-from shardwatt.engine.protocol import Engine
+import torch
+
+from shardwatt.engine.protocol import Engine, ModelOnRank
+from shardwatt.engines import BF16_CAPABILITY
 from shardwatt.errors import CellFailure, Reason, suggestion
-from shardwatt.models import Checkpoint
+
+#: What a module of an engine offers under the name `load`.
+Loader = Callable[[ModelOnRank], Engine]
+
+#: The module of each engine, imported when it is asked for; `shardwatt.engines.ENGINES` has the same names.
+LOADERS: dict[str, str] = {
+    "reference": "shardwatt.engine.reference",
+    "reference-v2": "shardwatt.engine.reference_v2",
+    "fast": "shardwatt.engine.fast.plain",
+    "fast-drop": "shardwatt.engine.fast.drop",
+    "fast-refill": "shardwatt.engine.fast.refill",
+    "hf": "shardwatt.engine.hf",
+}
 
 
-class Loader(Protocol):
-    """What a module of an engine offers; the arguments are those of `load_engine`."""
-
-    def __call__(
-        self,
-        *,
-        architecture: Architecture,
-        checkpoint: Checkpoint,
-        precision: str,
-        device: str,
-        rank: int,
-        ranks: int,
-        vocab_size: int,
-        eos_id: int,
-    ) -> Engine: ...
-
-
-#: Every engine; `shardwatt.matrix.ENGINES` lists the same names.
-LOADERS: dict[str, Loader] = {"reference": reference.load}
-
-
-def load_engine(
-    name: str,
-    *,
-    architecture: Architecture,
-    checkpoint: Checkpoint,
-    precision: str,
-    device: str,
-    rank: int,
-    ranks: int,
-    vocab_size: int,
-    eos_id: int,
-) -> Engine:
-    """Load this rank's part of a model; the ranks have met in `shardwatt.engine.parallel.join`.
-
-    Args:
-        name: the engine's.
-        architecture: the model's shape, from its params.json.
-        checkpoint: in Meta's layout, in as many shards as there are ranks.
-        precision: `fp32`, `bf16` or `fp16`.
-        device: `cpu` or `cuda:N`.
-        rank: this one, from 0; it is also the shard's number.
-        ranks: how many there are.
-        vocab_size: pieces of the tokenizer.
-        eos_id: the tokenizer's end of sequence.
+def load_engine(name: str, model: ModelOnRank) -> Engine:
+    """Load this rank's part of a model.
 
     Raises:
-        CellFailure: CONFIGURATION, no such engine or the model does not split so; BAD_CHECKPOINT,
-            BAD_TOKENIZER, HOST_OOM.
+        CellFailure: CONFIGURATION, there is no such engine, the model does not split so, or the device does
+            not calculate in this precision; BAD_CHECKPOINT, BAD_TOKENIZER, HOST_OOM.
         DoesNotFit: the weights alone are too large for the device.
     """
-    loader = LOADERS.get(name)
-    if loader is None:
+    module = LOADERS.get(name)
+    if module is None:
         raise CellFailure(
             Reason.CONFIGURATION,
             f"unknown engine '{name}'{suggestion(name, LOADERS)}; known: {', '.join(LOADERS)}",
         )
-    if ranks not in architecture.allowed_shards():
-        allowed = ", ".join(str(count) for count in architecture.allowed_shards())
+    allowed = model.architecture.allowed_shards()
+    if model.ranks not in allowed:
         raise CellFailure(
-            Reason.CONFIGURATION, f"the model does not split over {ranks} ranks; use one of {allowed}"
+            Reason.CONFIGURATION,
+            f"the model does not split over {model.ranks} ranks; use one of {', '.join(map(str, allowed))}",
         )
-    return loader(
-        architecture=architecture,
-        checkpoint=checkpoint,
-        precision=precision,
-        device=device,
-        rank=rank,
-        ranks=ranks,
-        vocab_size=vocab_size,
-        eos_id=eos_id,
-    )
+    _check_precision(model)
+    loader: Loader = importlib.import_module(module).load
+    return loader(model)
+
+
+def _check_precision(model: ModelOnRank) -> None:
+    if model.precision != "bf16" or not model.device.startswith("cuda"):
+        return
+    capability = torch.cuda.get_device_capability(model.device)
+    if capability < BF16_CAPABILITY:
+        raise CellFailure(
+            Reason.CONFIGURATION,
+            f"precision bf16: {torch.cuda.get_device_name(model.device)} has compute capability "
+            f"{capability[0]}.{capability[1]} and no bfloat16 arithmetic, which needs 8.0; use fp16 or fp32",
+        )

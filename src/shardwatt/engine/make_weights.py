@@ -23,8 +23,8 @@ from torch import Tensor
 from shardwatt.architectures import Architecture
 from shardwatt.engine.model import Transformer
 from shardwatt.engine.parallel import join
-from shardwatt.engine.protocol import Sampling
-from shardwatt.engine.sampling import next_tokens
+from shardwatt.engine.sampling.published import in_nucleus
+from shardwatt.engine.weights.slices import slice_of
 from shardwatt.models import SHARD_FILE, Recipe
 
 #: Sampling for which the length of responses is set: the defaults of arXiv 2310.03003.
@@ -86,7 +86,7 @@ def make_weights(
         made.mkdir()
         for rank in range(shards):
             with (made / SHARD_FILE.format(rank=rank)).open("wb") as stream:
-                torch.save({name: _shard(name, full, rank, shards) for name, full in weights.items()}, stream)
+                torch.save(_shard(architecture, weights, rank, shards), stream)
                 os.fsync(stream.fileno())
         with (made / "params.json").open("w", encoding="utf-8") as text:
             text.write(json.dumps(params, indent=1) + "\n")
@@ -104,7 +104,7 @@ def random_weights(architecture: Architecture, seed: int) -> dict[str, Tensor]:
     keys are half as large again, so that attention is uneven; what is added to the residual stream is
     divided by sqrt(2 n_layers), as in GPT-2.
     """
-    dim, hidden = architecture.dim, architecture.hidden_dim
+    dim, q_dim, hidden = architecture.dim, architecture.q_dim, architecture.hidden_dim
     kv_dim = architecture.n_kv_heads * architecture.head_dim
     added = 1 / math.sqrt(2 * architecture.n_layers)
     shapes = {
@@ -115,10 +115,10 @@ def random_weights(architecture: Architecture, seed: int) -> dict[str, Tensor]:
     for layer in range(architecture.n_layers):
         prefix = f"layers.{layer}."
         shapes |= {
-            f"{prefix}attention.wq.weight": (dim, dim, 1.5 / math.sqrt(dim)),
+            f"{prefix}attention.wq.weight": (q_dim, dim, 1.5 / math.sqrt(dim)),
             f"{prefix}attention.wk.weight": (kv_dim, dim, 1.5 / math.sqrt(dim)),
             f"{prefix}attention.wv.weight": (kv_dim, dim, 1 / math.sqrt(dim)),
-            f"{prefix}attention.wo.weight": (dim, dim, added / math.sqrt(dim)),
+            f"{prefix}attention.wo.weight": (dim, q_dim, added / math.sqrt(q_dim)),
             f"{prefix}feed_forward.w1.weight": (hidden, dim, 1 / math.sqrt(dim)),
             f"{prefix}feed_forward.w2.weight": (dim, hidden, added / math.sqrt(hidden)),
             f"{prefix}feed_forward.w3.weight": (hidden, dim, 1 / math.sqrt(dim)),
@@ -166,7 +166,6 @@ def _hidden_states(weights: dict[str, Tensor], architecture: Architecture, seed:
     Runs the whole model in this process, a group of one rank.
     """
     generator = _generator(seed, "calibration")
-    sampling = Sampling(TEMPERATURE, TOP_P, seed)
     text = torch.randint(architecture.vocab_size, (_ROWS, _PROMPT), generator=generator)
     states: list[Tensor] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -180,19 +179,33 @@ def _hidden_states(weights: dict[str, Tensor], architecture: Architecture, seed:
             for step in range(_GENERATED):
                 known = _PROMPT + step - text.shape[1]
                 states.append(model.hidden(text, known)[:, -1])  # [rows, dim]
-                text = next_tokens(model.output(states[-1]), sampling, generator)[:, None]
+                text = _drawn(model.output(states[-1]), generator)
         finally:
             alone.leave()
     return torch.cat(states)
 
 
-def _shard(name: str, full: Tensor, rank: int, shards: int) -> Tensor:
-    """This rank's part: columns of what is row parallel and of the embedding, rows of the others."""
-    if full.dim() == 1:
-        return full
-    columns = name.endswith(("wo.weight", "w2.weight", "tok_embeddings.weight"))
-    # A copy: torch.save would write the whole tensor behind a slice.
-    return full.chunk(shards, dim=1 if columns else 0)[rank].clone()
+def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A token for each row, [rows, 1], with the chances of the published loop; logits: [rows, vocab_size].
+
+    Drawn from a generator rather than as the engines do, so that a recipe's weights stay what they have been.
+    """
+    falling, ids = torch.softmax(logits / TEMPERATURE, dim=-1).sort(dim=-1, descending=True)
+    chances = falling * in_nucleus(falling, TOP_P)
+    places = torch.multinomial(chances / chances.sum(dim=-1, keepdim=True), 1, generator=generator)
+    return ids.gather(-1, places)
+
+
+def _shard(
+    architecture: Architecture, weights: dict[str, Tensor], rank: int, shards: int
+) -> dict[str, Tensor]:
+    """This rank's part of every tensor; copies, since torch.save would write what lies behind a slice too."""
+    parts = {}
+    for name, full in weights.items():
+        part = slice_of(architecture, name, rank, shards)
+        rows, columns = (slice(span.start, span.stop) for span in (part.rows, part.columns))
+        parts[name] = full[columns].clone() if full.dim() == 1 else full[rows, columns].clone()
+    return parts
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""LLaMA on FairScale's tensor-parallel layers (arXiv 2302.13971, 2307.09288).
+"""LLaMA on FairScale's tensor-parallel layers (arXiv 2302.13971, 2307.09288, 2407.21783).
 
 Letters in shapes: R rows of the batch, S tokens of this call, T positions in the cache, H query heads
 and G key and value heads of this rank, D size of a head, dim width of the residual stream.
@@ -18,14 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shardwatt.architectures import Architecture
+from shardwatt.engine.failures import torch_failures
+from shardwatt.engine.protocol import ModelOnRank
+from shardwatt.engine.rope import rotations
+from shardwatt.engine.weights import open_weights
+from shardwatt.engine.weights.dtypes import DTYPES
 
 
 class Transformer(nn.Module):
     """A decoder of the LLaMA family, this rank's part; parameters are named as in Meta's checkpoints.
 
     Born on the meta device: it takes no memory until weights are assigned with
-    `load_state_dict(..., assign=True)`. Needs FairScale's model-parallel group. Call `allocate` before
-    the first forward pass.
+    `load_state_dict(..., assign=True)`, as `load_transformer` does. Needs FairScale's model-parallel group.
+    Call `allocate` before the first forward pass.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -60,6 +65,11 @@ class Transformer(nn.Module):
         """
         hidden = self.hidden(tokens, start)  # [R, S, dim]
         logits: Tensor = self.output(hidden[:, -1])  # [R, vocab_size]
+        return logits.float()
+
+    def logits(self, tokens: Tensor, start: int) -> Tensor:
+        """Logits of the token after each one, [R, S, vocab_size], float32; arguments as of `forward`."""
+        logits: Tensor = self.output(self.hidden(tokens, start))  # [R, S, vocab_size]
         return logits.float()
 
     def hidden(self, tokens: Tensor, start: int) -> Tensor:
@@ -101,13 +111,14 @@ class Attention(nn.Module):
         super().__init__()
         shards = get_model_parallel_world_size()
         self.heads = architecture.n_heads // shards
-        self.kv_heads = architecture.n_kv_heads // shards
+        self.kv_heads = architecture.kv_heads_per_shard(shards)
         self.head_dim = architecture.head_dim
-        kv_dim = architecture.n_kv_heads * self.head_dim
-        self.wq = _column(architecture.dim, architecture.dim)
+        # With more ranks than key and value heads, several ranks hold the same one.
+        kv_dim = self.kv_heads * shards * self.head_dim
+        self.wq = _column(architecture.dim, architecture.q_dim)
         self.wk = _column(architecture.dim, kv_dim)
         self.wv = _column(architecture.dim, kv_dim)
-        self.wo = _row(architecture.dim, architecture.dim)
+        self.wo = _row(architecture.q_dim, architecture.dim)
         self.cache_k = self.cache_v = torch.empty(0)
 
     def allocate(self, rows: int, positions: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -171,11 +182,27 @@ class RMSNorm(nn.Module):
         return (wide * scale).type_as(x) * self.weight
 
 
-def rotations(architecture: Architecture, positions: int) -> Tensor:
-    """Rotary embedding (arXiv 2104.09864): exp(i p theta^(-2j/D)) for position p, pair j; [T, D / 2]."""
-    exponents = torch.arange(0, architecture.head_dim, 2).float() / architecture.head_dim
-    angles = torch.outer(torch.arange(positions).float(), architecture.rope_theta**-exponents)
-    return torch.polar(torch.ones_like(angles), angles)
+@torch_failures()
+def load_transformer(model: ModelOnRank) -> Transformer:
+    """Build this rank's part of a model and fill it from its checkpoint, tensor by tensor.
+
+    Raises:
+        CellFailure: BAD_CHECKPOINT, BAD_TOKENIZER or HOST_OOM.
+        DoesNotFit: the weights alone are too large for the device.
+    """
+    transformer = Transformer(model.architecture)
+    weights = open_weights(model)
+    dtype, filled = DTYPES[model.precision], dict[str, Tensor]()
+    # Of a single rank, both uses of a tied embedding are the same tensor; several split it in two ways.
+    shared = {"output.weight"} if model.architecture.tied_embeddings and model.ranks == 1 else set[str]()
+    for name in weights.names:
+        if name not in shared:
+            filled[name] = torch.empty(weights.shape(name), dtype=dtype, device=model.device)
+            weights.copy_to(name, filled[name])
+    for name in shared:
+        filled[name] = filled["tok_embeddings.weight"]
+    transformer.load_state_dict(filled, strict=True, assign=True)
+    return transformer.requires_grad_(False)
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:

@@ -66,7 +66,10 @@ class Ranks:
         return all(torch.equal(digest, own) for digest in digests)
 
     def leave(self) -> None:
-        """Let go of the groups, also after a failure; the others are not waited for."""
+        """Let go of the groups, also after a failure; the others are not waited for.
+
+        Engines go first where there are several ranks on GPUs: CUDA graphs hold NCCL's collectives.
+        """
         if fairscale_groups.model_parallel_is_initialized():
             fairscale_groups.destroy_model_parallel()
         if dist.is_initialized():

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from shardwatt.architectures import Architecture
+from shardwatt.models import Checkpoint
+from shardwatt.study import CudaGraphs
+
 PhaseName = Literal["prefill", "walk", "decode"]
 Finish = Literal["eos", "length", "context"]
 
@@ -20,7 +24,7 @@ class Sampling:
     Attributes:
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: the smallest set of tokens whose probability reaches this is sampled from.
-        seed: seeds the draw, together with the batch's index.
+        seed: keys the random numbers, together with prompt id, position and token id.
     """
 
     temperature: float
@@ -29,29 +33,80 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelOnRank:
+    """What an engine loads, seen from one rank; the ranks have met in `shardwatt.engine.parallel.join`.
+
+    Attributes:
+        architecture: the model's shape.
+        checkpoint: its files, saved in any number of shards.
+        precision: `fp32`, `bf16` or `fp16`.
+        device: `cpu` or `cuda:N`.
+        rank: this one, from 0.
+        ranks: how many there are.
+        vocab_size: pieces of the tokenizer.
+        eos_ids: ids that end a response.
+        cuda_graphs: `one-shard` captures decode steps in CUDA graphs where one rank is alone, `always` also
+            where there are several, `never` nowhere.
+    """
+
+    architecture: Architecture
+    checkpoint: Checkpoint
+    precision: str
+    device: str
+    rank: int
+    ranks: int
+    vocab_size: int
+    eos_ids: frozenset[int]
+    cuda_graphs: CudaGraphs = "one-shard"
+
+
+@dataclass(frozen=True, slots=True)
 class BatchRequest:
     """Prompts to be answered together.
 
     Attributes:
         index: position of the batch in the run; -1 for the warm-up.
+        prompt_ids: of each prompt; they and the study's seed key the random numbers.
         prompts: token ids of each row, begin of sequence included; [rows][tokens].
         length: maximum number of new tokens per row that count.
         positions: positions T of the KV cache; every prompt is shorter.
+        rows: prompts that are answered at a time, where an engine is given more of them than that.
     """
 
     index: int
+    prompt_ids: list[str]
     prompts: list[list[int]]
     length: int
     positions: int
+    rows: int
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether it comes before the run: what batches of so many rows may need later is made ready then."""
+        return self.index < 0
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of a batch; start and stop in s of `time.monotonic()`, devices synchronised."""
+    """A stretch of a batch, and the work that was done in it.
+
+    Attributes:
+        name: which kind.
+        start_s: in s of `time.monotonic()`, devices synchronised.
+        stop_s: likewise.
+        steps: forward passes.
+        tokens: token positions that went through the model in all rows, padding and rows that had ended
+            included.
+        attended: sum over those of the cache positions that hold something for them, their own included: in
+            a step of single tokens, what has to be read of the cache.
+    """
 
     name: PhaseName
     start_s: float
     stop_s: float
+    steps: int
+    tokens: int
+    attended: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +141,9 @@ class Engine(Protocol):
         Raises:
             DoesNotFit: the device ran out of memory.
         """
+
+    def notes(self) -> dict[str, str]:
+        """How it ran, for the record: which kernels, CUDA graphs or why not; after the last batch."""
 
     def synchronize(self) -> None:
         """Wait until the device has finished all that was asked of it."""

@@ -6,30 +6,37 @@ early: every row runs to the same length, and the text is cut afterwards.
 
 from __future__ import annotations
 
-import contextlib
-import time
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from shardwatt.architectures import Architecture
-from shardwatt.engine.checkpoint import load_weights
+from shardwatt.engine.device import OnDevice
 from shardwatt.engine.failures import torch_failures
-from shardwatt.engine.model import Transformer
-from shardwatt.engine.protocol import BatchRequest, BatchResult, Finish, OnStep, Phase, PhaseName, Sampling
-from shardwatt.engine.sampling import batch_generator, next_tokens
-from shardwatt.models import Checkpoint
-from shardwatt.units import GIB
+from shardwatt.engine.model import Transformer, load_transformer
+from shardwatt.engine.protocol import (
+    BatchRequest,
+    BatchResult,
+    Finish,
+    ModelOnRank,
+    OnStep,
+    Phase,
+    PhaseName,
+    Sampling,
+)
+from shardwatt.engine.sampling import row_keys, sorted_next_tokens
 
 
-class Reference:
-    """The published loop over a loaded model; an `Engine`."""
+class Reference(OnDevice):
+    """The published loop over a loaded model; an `Engine`.
 
-    def __init__(self, model: Transformer, device: torch.device, eos_id: int) -> None:
+    What the releases do differently is in `next_logits` and `stops`.
+    """
+
+    release = "LLaMA, version 1"
+
+    def __init__(self, model: Transformer, device: torch.device, eos_ids: frozenset[int]) -> None:
+        super().__init__(device)
         self.model = model.eval()
-        self.device = device
-        self.eos_id = eos_id
+        self.eos_ids = eos_ids
 
     @torch_failures()
     @torch.inference_mode()
@@ -45,22 +52,18 @@ class Reference:
     @torch_failures()
     @torch.inference_mode()
     def generate(self, request: BatchRequest, sampling: Sampling, on_step: OnStep) -> BatchResult:
-        """Answer a batch.
+        """Answer a batch, all its prompts at once.
 
         Raises:
             DoesNotFit: the device ran out of memory.
             CellFailure: HOST_OOM, RANK_DIED or COLLECTIVE_TIMEOUT.
         """
-        prompts = request.prompts
-        sizes = [len(prompt) for prompt in prompts]
+        rows, sizes = len(request.prompts), [len(prompt) for prompt in request.prompts]
         shortest, longest = min(sizes), max(sizes)
         total = min(request.positions, longest + request.length)
-        tokens = torch.zeros((len(prompts), total), dtype=torch.long)  # [R, total]
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = torch.tensor(prompt)
-        given = torch.arange(total) < torch.tensor(sizes)[:, None]  # [R, total], True in the prompt
-        tokens, given = tokens.to(self.device), given.to(self.device)
-        generator = batch_generator(sampling.seed, request.index, self.device)
+        tokens, given = (part.to(self.device) for part in _laid_out(request.prompts, total))
+        keys = row_keys(sampling.seed, request.prompt_ids, self.device)  # [R]
+        ended = torch.zeros(rows, dtype=torch.bool, device=self.device)  # [R]
 
         # Each stretch of steps by the position that its first and its last step write. A step of the
         # walk feeds a token of the longest prompt; the last one writes that row's first new token.
@@ -69,89 +72,84 @@ class Reference:
             ("walk", shortest + 1, longest),
             ("decode", longest + 1, total - 1),
         ]
-        phases = []
-        steps = known = 0
+        phases: list[Phase] = []
+        known = steps = 0
+        stopped = False
         for name, first, last in stretches:
-            if first > last:
+            if first > last or stopped:
                 continue
-            start_s = self._now()
+            start_s, fed_from, steps_before = self.now_s(), known, steps
             for position in range(first, last + 1):
-                logits = self.model(tokens[:, known:position], known)  # [R, vocab_size]
-                drawn = next_tokens(logits, sampling, generator)  # [R]
+                logits = self.next_logits(tokens[:, known:position], known)  # [R, vocab_size]
+                places = torch.full_like(keys, position)  # [R]
+                drawn = sorted_next_tokens(logits, sampling, keys, places)  # [R]
                 tokens[:, position] = torch.where(given[:, position], tokens[:, position], drawn)
                 known = position
                 steps += 1
-                on_step(len(prompts))
-            phases.append(Phase(name, start_s, self._now()))
-        return self._cut(request, tokens, steps, phases)
+                on_step(rows)
+                stopped = self.stops(tokens[:, position], given[:, position], ended)
+                if stopped:
+                    break
+            fed = rows * (known - fed_from)
+            # The token at position p attends to p + 1 positions: there is no padding.
+            attended = rows * (known * (known + 1) - fed_from * (fed_from + 1)) // 2
+            phases.append(Phase(name, start_s, self.now_s(), steps - steps_before, fed, attended))
+        return self._cut(request, tokens[:, : known + 1].tolist(), rows * steps, phases)
 
-    def synchronize(self) -> None:
-        """Wait until the device has finished all that was asked of it."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def next_logits(self, tokens: Tensor, known: int) -> Tensor:
+        """Logits of the token after the last one, [R, vocab_size], float32; tokens: [R, S], after `known`."""
+        logits: Tensor = self.model(tokens, known)
+        return logits
 
-    def forget_peak_memory(self) -> None:
-        """Let the peak count from now on; for processors where the kernel lets a process do so."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return
-        # proc(5): 5 resets the peak resident set size.
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    def stops(self, written: Tensor, given: Tensor, ended: Tensor) -> bool:
+        """Whether the batch is over before its length.
 
-    def peak_memory_gib(self) -> float:
-        """Largest memory so far in GiB: allocated by torch on CUDA, resident on CPUs (VmHWM of Linux)."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / GIB
-        # getrusage's ru_maxrss would also count what this process was before it became Python.
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        lines = dict(line.split(":", 1) for line in status.splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024 / GIB
+        Args:
+            written: the token that each row holds at the position of this step, [R].
+            given: True where it is the prompt's, [R].
+            ended: which rows have ended so far, [R]; may be updated.
+        """
+        return False
 
-    def _now(self) -> float:
-        self.synchronize()
-        return time.monotonic()
+    def notes(self) -> dict[str, str]:
+        """How it ran, for the record."""
+        return {
+            "loop": f"as published with {self.release}",
+            "attention": "matrix products and softmax over the cache",
+            "sampling": "full sort",
+        }
 
-    def _cut(self, request: BatchRequest, tokens: Tensor, steps: int, phases: list[Phase]) -> BatchResult:
+    def _cut(
+        self, request: BatchRequest, rows: list[list[int]], generated_tokens: int, phases: list[Phase]
+    ) -> BatchResult:
         """Cut each row after `length` new tokens and before the first end of sequence."""
         answers: list[list[int]] = []
         finish: list[Finish] = []
-        for prompt, row in zip(request.prompts, tokens.tolist(), strict=True):
+        for prompt, row in zip(request.prompts, rows, strict=True):
             new = row[len(prompt) : len(prompt) + request.length]
-            if self.eos_id in new:
+            end = next((place for place, token in enumerate(new) if token in self.eos_ids), None)
+            if end is not None:
                 finish.append("eos")
-                new = new[: new.index(self.eos_id)]
             else:
                 finish.append("length" if len(new) == request.length else "context")
-            answers.append(new)
-        return BatchResult(answers, finish, steps * len(request.prompts), phases)
+            answers.append(new[:end])
+        return BatchResult(answers, finish, generated_tokens, phases)
 
 
-def load(
-    *,
-    architecture: Architecture,
-    checkpoint: Checkpoint,
-    precision: str,
-    device: str,
-    rank: int,
-    ranks: int,
-    vocab_size: int,
-    eos_id: int,
-) -> Reference:
-    """Load this rank's part of a model; `load_engine` has the arguments.
+def _laid_out(prompts: list[list[int]], total: int) -> tuple[Tensor, Tensor]:
+    """Prompts from the left of [R, total], zeros after them; and where they are, True in the prompt."""
+    tokens = torch.zeros((len(prompts), total), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = torch.tensor(prompt)
+    sizes = torch.tensor([len(prompt) for prompt in prompts])
+    return tokens, torch.arange(total) < sizes[:, None]
+
+
+def load(model: ModelOnRank) -> Reference:
+    """Load this rank's part of a model.
 
     Raises:
         CellFailure: BAD_CHECKPOINT, BAD_TOKENIZER or HOST_OOM.
         DoesNotFit: the weights alone are too large for the device.
     """
-    model = Transformer(architecture)
-    load_weights(
-        model,
-        checkpoint,
-        rank=rank,
-        ranks=ranks,
-        precision=precision,
-        device=device,
-        vocab_size=vocab_size,
-    )
-    return Reference(model, torch.device(device), eos_id)
+    return Reference(load_transformer(model), torch.device(model.device), model.eos_ids)

@@ -9,6 +9,8 @@ from typing import Any
 
 from shardwatt import cellfiles
 from shardwatt.data.tokenizer import count_words
+from shardwatt.efficiency import Efficiency, efficiency, peak_figures
+from shardwatt.engines import ENGINES
 from shardwatt.errors import CellFailure, Reason, RecordError
 from shardwatt.plan.memory import memory_need
 from shardwatt.power.trace import Trace
@@ -20,6 +22,7 @@ from shardwatt.run.energy import MINIMUM_TICKS, energy_of
 from shardwatt.run.exchange import PARTIAL_FILE, BatchRun, PartialRun, RankEnd, RunReport
 from shardwatt.run.job import Job
 from shardwatt.run.measured import Baseline, Measured
+from shardwatt.run.phasework import phase_work
 from shardwatt.run.provenance import versions
 from shardwatt.study import Constants
 
@@ -80,9 +83,10 @@ def assemble(
         energy=energy,
         power_cap=measured.power_cap,
         utilisation=_utilisation(report, measured),
-        memory=Memory(peak_memory_gib=max(peaks) if peaks else None, planned_memory_gib=_planned(job)),
+        efficiency=_efficiency(job, report),
+        memory=_memory(job, max(peaks) if peaks else None),
         inputs=job.inputs,
-        provenance=_provenance(job, job_id, node, ends, trace, report.versions, was_loaded=was_loaded),
+        provenance=_provenance(job, job_id, node, ends, trace, report, was_loaded=was_loaded),
     )
     write(record, work / "result.json")
     return baseline
@@ -95,6 +99,19 @@ def _utilisation(report: RunReport, measured: Measured) -> Utilisation:
     if devices.cpu_utilisation.mean is not None:
         return devices
     return devices.model_copy(update={"cpu_utilisation": host.cpu_utilisation})
+
+
+def _efficiency(job: Job, report: RunReport) -> Efficiency:
+    """The work of the run's phases against what the job's devices can do."""
+    cell = job.cell
+    return efficiency(
+        job.architecture,
+        phase_work(cell.engine, job.batches, report.batches),
+        peak_figures(job.gpu_type, precision=cell.precision, shards=cell.shards, nodes=job.shape.nodes),
+        precision=cell.precision,
+        shards=cell.shards,
+        duration_s=report.window_stop_s - report.window_start_s,
+    )
 
 
 def _check_devices(ends: Sequence[RankEnd], trace: Trace) -> None:
@@ -162,9 +179,9 @@ def assemble_does_not_fit(
         reason=reason,
         nodes=job.shape.nodes,
         power_cap=power_cap,
-        memory=Memory(peak_memory_gib=None, planned_memory_gib=_planned(job)),
+        memory=_memory(job, None),
         inputs=job.inputs,
-        provenance=_provenance(job, job_id, node, [], None, versions(), was_loaded=False),
+        provenance=_provenance(job, job_id, node, [], None, None, was_loaded=False),
     )
     write(record, work / "result.json")
 
@@ -247,18 +264,24 @@ def _counts(job: Job, responses: Sequence[dict[str, Any]], batches: Sequence[dic
     )
 
 
-def _planned(job: Job) -> float | None:
-    """What the memory model says for one GPU; None for processors, which it does not describe."""
+def _memory(job: Job, peak_gib: float | None) -> Memory:
+    """The peak beside what the memory model says for one GPU; it does not describe processors."""
     if job.gpu_type.kind == "cpu":
-        return None
-    return memory_need(
+        return Memory(peak_memory_gib=peak_gib, planned_memory_gib=None, planned_allocated_gib=None)
+    need = memory_need(
         job.architecture,
         precision=job.cell.precision,
         shards=job.cell.shards,
         batch=job.cell.batch,
         length=job.cell.length,
         cache_tokens=max(batch.positions for batch in job.batches),
-    ).total_gib
+        engine=job.cell.engine,
+    )
+    return Memory(
+        peak_memory_gib=peak_gib,
+        planned_memory_gib=need.total_gib,
+        planned_allocated_gib=need.allocated_gib,
+    )
 
 
 def _provenance(
@@ -267,7 +290,7 @@ def _provenance(
     supervisor_node: str,
     ends: Sequence[RankEnd],
     trace: Trace | None,
-    found_versions: dict[str, str],
+    report: RunReport | None,
     *,
     was_loaded: bool,
 ) -> Provenance:
@@ -284,5 +307,7 @@ def _provenance(
         device_names=sorted({device.device.name for node in nodes for device in node.devices}),
         commit=commit,
         commit_dirty=dirty,
-        versions=found_versions,
+        versions=report.versions if report else versions(),
+        prompt_order=ENGINES[job.cell.engine].order,
+        engine=report.engine_notes if report else {},
     )

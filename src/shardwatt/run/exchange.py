@@ -30,6 +30,8 @@ class BatchPlan(RecordModel):
     """Token ids of each prompt, begin of sequence included."""
     positions: int
     """Positions T of the KV cache."""
+    rows: int
+    """Prompts that are answered at a time: fewer than there are, where places are filled anew."""
 
 
 class JobSpec(RecordModel):
@@ -42,7 +44,7 @@ class JobSpec(RecordModel):
     architecture: Architecture
     checkpoint: Checkpoint
     vocab_size: int
-    eos_id: int
+    eos_ids: frozenset[int]
     gpu_type: GpuType
     threads_per_rank: int
     nodes: int
@@ -114,6 +116,9 @@ class PhaseTime(RecordModel):
     name: PhaseName
     start_s: float
     stop_s: float
+    steps: int
+    tokens: int
+    attended: int
 
 
 class BatchRun(RecordModel):
@@ -144,6 +149,8 @@ class RunReport(RecordModel):
     batches: list[BatchRun]
     versions: dict[str, str]
     """Versions of what rank 0 ran on."""
+    engine_notes: dict[str, str]
+    """How the engine ran on rank 0."""
 
 
 class PartialRun(RecordModel):

@@ -5,24 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from shardwatt.architectures import Architecture, ArchitectureError, from_params
+from shardwatt.architectures import Architecture, ArchitectureError
 from shardwatt.cell import Cell
 from shardwatt.data.fetch import verify
 from shardwatt.data.prompts import load_prompts, sample_prompts
-from shardwatt.data.tokenizer import Tokenizer, cache_positions, check_lengths
+from shardwatt.data.tokenizer import Tokenizer, check_lengths, open_tokenizer
 from shardwatt.datasets import load_catalogue
 from shardwatt.devices import VISIBLE
 from shardwatt.errors import CellFailure, Reason, ShardwattError, StudyError
 from shardwatt.jobshape import JobShape, job_shape
 from shardwatt.matrix import expand
-from shardwatt.models import Checkpoint, find_checkpoint, fingerprint, read_params
+from shardwatt.models import Checkpoint, declared_eos_ids, find_checkpoint, fingerprint, read_architecture
 from shardwatt.records import CellRecord, Inputs
+from shardwatt.run.batches import plan_batches
 from shardwatt.run.exchange import BatchPlan, JobSpec
 from shardwatt.run.provenance import git_state
 from shardwatt.site import GpuType, Site
@@ -43,6 +43,7 @@ class Job:
         checkpoint: the model's files.
         architecture: the model's shape.
         tokenizer: the model's tokenizer.
+        eos_ids: ids that end a response.
         inputs: identity of model, data set and prompts.
         batches: the prompts, tokenised.
         threads_per_rank: CPU threads of each rank.
@@ -59,6 +60,7 @@ class Job:
     checkpoint: Checkpoint
     architecture: Architecture
     tokenizer: Tokenizer
+    eos_ids: frozenset[int]
     inputs: Inputs
     batches: list[BatchPlan]
     threads_per_rank: int
@@ -91,7 +93,7 @@ class Job:
             architecture=self.architecture,
             checkpoint=self.checkpoint,
             vocab_size=self.tokenizer.vocab_size,
-            eos_id=self.tokenizer.eos_id,
+            eos_ids=self.eos_ids,
             gpu_type=self.gpu_type,
             threads_per_rank=self.threads_per_rank,
             nodes=self.shape.nodes,
@@ -138,9 +140,10 @@ def plan_job(root: Path, name: str, study: Study, site: Site, cell: Cell) -> Job
     except ShardwattError as problem:
         raise CellFailure(Reason.CONFIGURATION, str(problem)) from None
     try:
-        tokenizer = Tokenizer(checkpoint.tokenizer)
-        architecture = from_params(read_params(checkpoint.params), tokenizer.vocab_size)
-        tokenizer.expect_vocabulary(architecture.vocab_size)
+        tokenizer = open_tokenizer(checkpoint.tokenizer)
+        architecture = read_architecture(checkpoint, tokenizer.vocab_size)
+        tokenizer.expect_vocabulary(architecture.vocab_size, checkpoint.layout)
+        eos_ids = declared_eos_ids(checkpoint, architecture.vocab_size) or tokenizer.eos_ids
         model_fingerprint = fingerprint(root, checkpoint, cell.model)
     except CellFailure:
         raise
@@ -168,36 +171,17 @@ def plan_job(root: Path, name: str, study: Study, site: Site, cell: Cell) -> Job
         checkpoint=checkpoint,
         architecture=architecture,
         tokenizer=tokenizer,
+        eos_ids=eos_ids,
         inputs=Inputs(
             model_fingerprint=model_fingerprint,
             dataset_sha256=verify(dataset, path),
             prompt_ids_sha256=hashlib.sha256("\n".join(ids).encode()).hexdigest(),
         ),
-        batches=_batches(ids, tokens, cell, architecture, study.cache_tokens),
+        batches=plan_batches(ids, tokens, cell, architecture.context, study.cache_tokens),
         threads_per_rank=_threads(site, cell.gpu, shape),
         commit=git_state(root),
         measured_only=study.energy == "measured",
     )
-
-
-def _batches(
-    ids: Sequence[str],
-    tokens: Sequence[list[int]],
-    cell: Cell,
-    architecture: Architecture,
-    cache_tokens: int | None,
-) -> list[BatchPlan]:
-    starts = range(0, len(ids), cell.batch)
-    return [
-        BatchPlan(
-            prompt_ids=list(ids[start : start + cell.batch]),
-            prompts=list(tokens[start : start + cell.batch]),
-            positions=cache_positions(
-                tokens[start : start + cell.batch], cell.length, architecture.context, cache_tokens
-            ),
-        )
-        for start in starts
-    ]
 
 
 def _threads(site: Site, gpu: str, shape: JobShape) -> int:

@@ -15,11 +15,19 @@ import torch
 from shardwatt.devices import VISIBLE, own_devices
 from shardwatt.engine.load import load_engine
 from shardwatt.engine.parallel import Ranks, join
-from shardwatt.engine.protocol import Engine, Sampling
+from shardwatt.engine.protocol import Engine, ModelOnRank, Sampling
+from shardwatt.engines import ENGINES
 from shardwatt.errors import CellFailure, Reason
 from shardwatt.recordfiles import write
 from shardwatt.run.baseline import left_alone
-from shardwatt.run.batches import TimedResults, answer, batch_run, check_agreement, warm_up_requests
+from shardwatt.run.batches import (
+    TimedResults,
+    answer,
+    batch_run,
+    check_agreement,
+    make_room,
+    warm_up_requests,
+)
 from shardwatt.run.exchange import RUN_FILE, JobSpec, RankEnd, RunReport
 from shardwatt.run.gate import pass_gate
 from shardwatt.run.network import own_address
@@ -69,11 +77,7 @@ class Session:
             teller.start()
         began_s = time.monotonic()
         engine = self._load(spec, group)
-        engine.forget_peak_memory()
-        engine.allocate(
-            max(len(batch.prompts) for batch in spec.batches),
-            max(batch.positions for batch in spec.batches),
-        )
+        make_room(engine, spec.batches)
         engine.synchronize()
         group.barrier()
         loaded_s = time.monotonic()
@@ -83,7 +87,8 @@ class Session:
         warm_up_s = time.monotonic()
         teller.begin("warm-up")
         sampling = Sampling(spec.constants.temperature, spec.constants.top_p, spec.constants.seed)
-        for request in warm_up_requests(spec.batches, spec.constants.warmup_tokens):
+        walks = ENGINES[spec.cell.engine].loop == "published"
+        for request in warm_up_requests(spec.batches, spec.constants.warmup_tokens, walks=walks):
             engine.generate(request, sampling, lambda tokens: None)
         # What exists by now stays: a collection in the window would walk through all of torch's objects.
         gc.unfreeze()
@@ -118,6 +123,7 @@ class Session:
                 gate_waits=waits,
                 batches=[batch_run(result, times) for result, times in results],
                 versions=versions(),
+                engine_notes=engine.notes(),
             )
             write(report, work / RUN_FILE)
         # The last barrier: no rank says that it ended well before the report is on disk.
@@ -172,17 +178,22 @@ class Session:
         self._engine = None
         checkpoint = spec.checkpoint
         if spec.staging is not None:
-            checkpoint = staged(checkpoint, spec.staging, self._place.rank)
+            checkpoint = staged(
+                checkpoint, spec.architecture, spec.staging, rank=self._place.rank, ranks=group.count
+            )
         self._engine = load_engine(
             cell.engine,
-            architecture=spec.architecture,
-            checkpoint=checkpoint,
-            precision=cell.precision,
-            device=self._device,
-            rank=self._place.rank,
-            ranks=group.count,
-            vocab_size=spec.vocab_size,
-            eos_id=spec.eos_id,
+            ModelOnRank(
+                architecture=spec.architecture,
+                checkpoint=checkpoint,
+                precision=cell.precision,
+                device=self._device,
+                rank=self._place.rank,
+                ranks=group.count,
+                vocab_size=spec.vocab_size,
+                eos_ids=spec.eos_ids,
+                cuda_graphs=spec.constants.cuda_graphs,
+            ),
         )
         self._loaded = wanted
         return self._engine

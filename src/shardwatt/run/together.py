@@ -14,8 +14,9 @@ from pathlib import Path
 
 from shardwatt.attempts import Claim
 from shardwatt.cell import AXES, Cell
+from shardwatt.checkpoints import ModelError
 from shardwatt.layout import claim_file
-from shardwatt.models import ModelError, find_checkpoint
+from shardwatt.models import find_checkpoint
 from shardwatt.recordfiles import write
 from shardwatt.resources import cell_resources
 from shardwatt.site import Site
