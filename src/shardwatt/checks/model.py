@@ -232,23 +232,12 @@ def deep_problems(facts: ModelFacts) -> Iterator[str]:
 
     import torch  # here: it takes seconds to import
 
-    from shardwatt.engine.protocol import ModelOnRank
     from shardwatt.engine.sums import sum_problems
-    from shardwatt.engine.weights import open_weights
+    from shardwatt.engine.weights import open_whole
 
     yield from sum_problems(facts.checkpoint)
-    whole = ModelOnRank(
-        architecture=facts.architecture,
-        checkpoint=facts.checkpoint,
-        precision="fp32",
-        device="cpu",
-        rank=0,
-        ranks=1,
-        vocab_size=facts.tokenizer.vocab_size,
-        eos_ids=facts.eos_ids,
-    )
     try:
-        weights = open_weights(whole)
+        weights = open_whole(facts.checkpoint, facts.architecture, facts.tokenizer.vocab_size)
         for name in weights.names:
             values = torch.empty(weights.shape(name), dtype=weights.dtype(name))
             weights.copy_to(name, values)

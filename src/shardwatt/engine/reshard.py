@@ -23,9 +23,8 @@ from torch import Tensor
 
 from shardwatt.architectures import Architecture
 from shardwatt.checkpoints import SUMS_FILE, Layout
-from shardwatt.engine.protocol import ModelOnRank
 from shardwatt.engine.sums import manifest
-from shardwatt.engine.weights import RankWeights, open_weights
+from shardwatt.engine.weights import RankWeights, open_whole
 from shardwatt.engine.weights.companions import companions, sequence_ids
 from shardwatt.engine.weights.planned import PlannedFile, ReshardError, hugging_face_files, meta_files
 from shardwatt.models import Checkpoint
@@ -105,7 +104,7 @@ def reshard(
         raise ReshardError(f"{target} is there already; name a folder that is not, or remove it first")
     _check_parents(target)
     _check_shards(architecture, layout, shards)
-    weights = open_weights(_whole(source, architecture))
+    weights = open_whole(source, architecture)
     if layout == "meta":
         plan = meta_files(architecture, weights, shards)
     else:
@@ -122,7 +121,7 @@ def reshard(
             made.mkdir()
             _fill(made, tensors, plan, small, _Told(progress, 2 * size_bytes))
             copy = Checkpoint(made, made / source.tokenizer.name, layout, tuple(file.name for file in plan))
-            open_weights(_whole(copy, architecture))
+            open_whole(copy, architecture)
             if sequence_ids(copy, bos_id, eos_ids).eos != ids.eos:
                 raise ReshardError(
                     f"{target}: its files would name other ends of sequence than those of {source.folder}"
@@ -303,20 +302,6 @@ def _flush(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _whole(checkpoint: Checkpoint, architecture: Architecture) -> ModelOnRank:
-    """A checkpoint as a single rank sees it; the tokenizer is taken to fit."""
-    return ModelOnRank(
-        architecture=architecture,
-        checkpoint=checkpoint,
-        precision="fp32",
-        device="cpu",
-        rank=0,
-        ranks=1,
-        vocab_size=architecture.vocab_size,
-        eos_ids=frozenset(),
-    )
 
 
 def _check_parents(target: Path) -> None:
