@@ -77,9 +77,13 @@ def tiny(
 
 def tiny_weights(kind: Kind = "llama1", dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Whole tensors under Meta's names and in its order, output.weight included where it is tied."""
-    shape = SHAPES[kind]
+    return {name: tensor.to(dtype) for name, tensor in random_weights(SHAPES[kind], seed=7).items()}
+
+
+def random_weights(shape: Architecture, seed: int) -> dict[str, Tensor]:
+    """Whole tensors of any shape in fp32, as `tiny_weights` has them; tied ones are one tensor."""
     kv_dim = shape.n_kv_heads * shape.head_dim
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
 
     def matrix(rows: int, columns: int, spread: float = 1.0) -> Tensor:
         values: Tensor = torch.randn(rows, columns, generator=generator) * spread / columns**0.5
@@ -105,7 +109,7 @@ def tiny_weights(kind: Kind = "llama1", dtype: torch.dtype = torch.float32) -> d
     weights["output.weight"] = matrix(shape.vocab_size, shape.dim, 3.0)
     if shape.tied_embeddings:
         weights["output.weight"] = weights["tok_embeddings.weight"]
-    return {name: tensor.to(dtype) for name, tensor in weights.items()}
+    return weights
 
 
 def meta_slice(kind: Kind, name: str, whole: Tensor, shard: int, shards: int) -> Tensor:

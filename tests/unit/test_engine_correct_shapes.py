@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 import engine_tiny
+from checkpoints_tiny import random_weights
 from engine_cases import logits_of
 from engine_dense import dense_logits
 from shardwatt.architectures import Architecture, RopeScaling
@@ -61,35 +60,6 @@ def shapes(draw: st.DrawFn) -> Architecture:
         rope_scaling=draw(SCALINGS),
         tied_embeddings=draw(st.booleans()),
     )
-
-
-def random_weights(shape: Architecture, seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def matrix(rows: int, columns: int, spread: float = 1.0) -> Tensor:
-        return torch.randn(rows, columns, generator=generator) * (spread / math.sqrt(columns))
-
-    def norm() -> Tensor:
-        return 1 + 0.2 * torch.randn(shape.dim, generator=generator)
-
-    kv_dim = shape.n_kv_heads * shape.head_dim
-    embedding = torch.randn(shape.vocab_size, shape.dim, generator=generator)
-    weights = {"tok_embeddings.weight": embedding, "norm.weight": norm()}
-    for layer in range(shape.n_layers):
-        prefix = f"layers.{layer}."
-        weights |= {
-            f"{prefix}attention.wq.weight": matrix(shape.q_dim, shape.dim, 2.0),
-            f"{prefix}attention.wk.weight": matrix(kv_dim, shape.dim, 2.0),
-            f"{prefix}attention.wv.weight": matrix(kv_dim, shape.dim),
-            f"{prefix}attention.wo.weight": matrix(shape.dim, shape.q_dim),
-            f"{prefix}feed_forward.w1.weight": matrix(shape.hidden_dim, shape.dim),
-            f"{prefix}feed_forward.w2.weight": matrix(shape.dim, shape.hidden_dim),
-            f"{prefix}feed_forward.w3.weight": matrix(shape.hidden_dim, shape.dim),
-            f"{prefix}attention_norm.weight": norm(),
-            f"{prefix}ffn_norm.weight": norm(),
-        }
-    weights["output.weight"] = embedding if shape.tied_embeddings else matrix(shape.vocab_size, shape.dim, 3)
-    return weights
 
 
 @pytest.fixture(scope="module", autouse=True)
