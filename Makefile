@@ -15,7 +15,7 @@ BIN := .venv/bin
 ENVIRONMENT := constraints.txt pyproject.toml scripts/create-env.sh
 DEMO := results/demo
 
-.PHONY: help env demo test lint unit gpu workflow slurm slurm-cluster schemas constraints clean
+.PHONY: help env demo test lint unit gpu workflow slurm slurm-cluster rehearse-paper schemas constraints clean
 
 help: ## list the targets
 	@echo "Targets:"
@@ -75,9 +75,14 @@ workflow: .venv/installed-dev ## run whole workflows of a tiny study
 slurm-cluster: .venv/installed ## start a Slurm cluster on this machine to try the pipeline on; Ctrl-C stops it
 	@PYTHONPATH=tests $(BIN)/python -m slurm_cluster
 
+rehearse-paper: .venv/installed ## run the paper's whole study on such a cluster with simulated GPUs; again, it goes on
+	@PYTHONPATH=tests $(BIN)/python -m slurm_cluster.rehearsal
+
 slurm: .venv/installed-dev ## run cells and drills on a real Slurm cluster that this starts; needs root
 	@echo "== Slurm tests"
-	@$(BIN)/python -m pytest tests/slurm -n 5 --dist loadfile --durations=15
+	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_rehearsal.py -n 4 --dist loadfile --durations=15
+	@# Its 18 nodes want the machine to themselves.
+	@$(BIN)/python -m pytest tests/slurm/test_rehearsal.py -n 0 --durations=5
 
 schemas: .venv/installed ## write the JSON schemas in workflow/schemas anew from the models
 	@$(BIN)/python -m shardwatt schemas

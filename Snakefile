@@ -2,6 +2,7 @@
 #
 #   snakemake --profile profiles/local results/demo/report.html     a whole study, on this machine
 #   snakemake --profile profiles/slurm results/paper/report.html    and on a cluster
+#   snakemake --profile profiles/slurm results/paper/plan.csv       what it would take there
 #   snakemake --profile profiles/local results/demo/cells/…/result.json     one cell again
 #
 from snakemake.utils import min_version
@@ -11,6 +12,7 @@ min_version("9.0")
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
+include: "workflow/rules/plan.smk"
 include: "workflow/rules/cells.smk"
 include: "workflow/rules/leftovers.smk"
 include: "workflow/rules/aggregate.smk"

@@ -24,7 +24,7 @@ from gpu_worker import WARM_UP, on_device
 from measuring import machine, positive, ratios, spread, table
 from repeated_layers import SHAPES, made
 from shardwatt.datasheets import DATA_SHEETS
-from shardwatt.engines import ENGINES
+from shardwatt.engines import MODEL_ENGINES
 from shardwatt.modelwork import Work, moved_bytes
 from shardwatt.plan.memory import memory_need
 from turns import Message
@@ -232,7 +232,7 @@ def _options() -> argparse.Namespace:
     options.add_argument(
         "--engines",
         nargs="+",
-        choices=list(ENGINES),
+        choices=list(MODEL_ENGINES),
         default=["reference", "hf", "fast"],
         help="engines; the first is what others are set over (default: reference hf fast)",
     )

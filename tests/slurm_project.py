@@ -28,7 +28,7 @@ from slurm_cluster import Cluster
 from workflow_project import Project, copy_project, planned_jobs
 
 #: Longest time in s that a drill waits for anything; two processors may have much to do.
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 
 #: For `crawl`: bits a second, and the bytes that pass at full speed before it comes to that: enough for
 #: two ranks to start, to meet and to answer their first prompt.

@@ -19,7 +19,17 @@ from shardwatt.engines import ENGINES
 from shardwatt.errors import Reason
 from shardwatt.layout import CellPaths
 from shardwatt.recordfiles import write
-from shardwatt.records import CellRecord, Counts, Inputs, Memory, Outcome, Provenance, Record, Timings
+from shardwatt.records import (
+    CellRecord,
+    Counts,
+    Inputs,
+    Memory,
+    Outcome,
+    Provenance,
+    Record,
+    Simulated,
+    Timings,
+)
 from shardwatt.study import Constants
 from synthetic_efficiency import efficiency_of
 from synthetic_energy import (
@@ -162,6 +172,7 @@ def write_ok(
             decode_share=n.decode_share,
         ),
         memory=Memory(peak_memory_gib=13.5, planned_memory_gib=14.75, planned_allocated_gib=14.0),
+        simulated=simulated_of(cell),
         inputs=inputs(n),
         provenance=provenance(cell, n),
     )
@@ -198,6 +209,7 @@ def write_does_not_fit(
         reason="rank 0 asked for 2.00 GiB more than 32 GiB",
         nodes=len(node_names(cell)),
         memory=Memory(peak_memory_gib=31.0, planned_memory_gib=40.0, planned_allocated_gib=39.25),
+        simulated=simulated_of(cell),
         inputs=inputs(n),
         provenance=provenance(cell, n),
     )
@@ -237,6 +249,21 @@ def write_torn(base: Path, cell: Cell) -> None:
 def write_outdated(base: Path, cell: Cell) -> None:
     """Write a cell that was run with another temperature."""
     write_ok(base, cell, constants=CONSTANTS.model_copy(update={"temperature": 0.1}))
+
+
+def simulated_of(cell: Cell) -> Simulated | None:
+    """How a made-up cell was simulated; None for an engine that runs models."""
+    engine = ENGINES[cell.engine].simulates
+    if engine is None:
+        return None
+    return Simulated(
+        engine=engine,
+        window_s=2.0,
+        time_lapse=100.0,
+        watts="the plan's, replayed",
+        fits=True,
+        notes=["not calibrated: assumed shares of a data sheet's figures"],
+    )
 
 
 def inputs(numbers: Numbers) -> Inputs:

@@ -9,13 +9,25 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from shardwatt import __version__
 from shardwatt.cell import Cell
 from shardwatt.datasets import Catalogue, load_catalogue
+from shardwatt.engines import ENGINES
 from shardwatt.errors import SiteError, StudyError, suggestion
 from shardwatt.figurelist import figures
 from shardwatt.layout import cell_target
 from shardwatt.matrix import expand
-from shardwatt.models import TRAINING_DATASETS, find_checkpoint, fingerprint, load_recipe, recipe_file
+from shardwatt.models import (
+    TRAINING_DATASETS,
+    find_architecture,
+    find_checkpoint,
+    fingerprint,
+    load_recipe,
+    recipe_file,
+)
+from shardwatt.plan.forecast import CellForecast, Forecaster
+from shardwatt.plan.leftout import LeftOut, left_out
+from shardwatt.plan.rehearsal import asked_of, played
 from shardwatt.resources import Budget, budget, cell_resources, describe_job
 from shardwatt.site import Site, load_site
 from shardwatt.study import Study, load_study
@@ -67,6 +79,7 @@ class Planner:
         self._dataset_identity = lru_cache(None)(self._find_dataset_identity)
         self._cell_resources = lru_cache(None)(self._find_cell_resources)
         self._constants_hash = lru_cache(None)(lambda study: self.study(study).constants.hash)
+        self._forecaster = lru_cache(None)(self._find_forecaster)
 
     @cached_property
     def site(self) -> Site:
@@ -89,13 +102,46 @@ class Planner:
         return sorted({entry.file for entry in entries if entry.folder is None})
 
     def targets(self, study: str) -> list[str]:
-        """The records of a study's cells.
+        """The records of a study's cells, less those that it leaves out because they do not fit.
 
         Raises:
             StudyError: there is no such study, or its file has a mistake.
         """
         self.studies_asked.add(study)
-        return [cell_target(study, path) for path in self.cells(study)]
+        cells = self.cells(study).items()
+        return [cell_target(study, path) for path, cell in cells if not self._left_out(study, cell)]
+
+    def left_out(self, study: str) -> str:
+        """Which cells a study leaves out because they do not fit: their number, and first 16 hex digits of a
+        SHA-256 over their paths; empty without any."""
+        paths = [path for path, cell in self.cells(study).items() if self._left_out(study, cell)]
+        return f"{len(paths)} {_digest(paths)}" if paths else ""
+
+    def forecast(self, study: str, path: str) -> CellForecast:
+        """What a cell will take by the plan.
+
+        Raises:
+            StudyError: the study has no such cell.
+        """
+        return self._forecaster(study).cell(self.cell(study, path))
+
+    def plan_identity(self, study: str) -> str:
+        """What a study's plan is made from, as first 16 hex digits of a SHA-256; no checkpoint is.
+
+        Raises:
+            StudyError: there is no such study, or its file has a mistake.
+        """
+        cells = expand(self.root, study, self.study(study), self.site, with_models=False)
+        models, datasets = ({getattr(cell, axis) for cell in cells} for axis in ("model", "dataset"))
+        return _digest(
+            (
+                __version__,
+                self.study(study).model_dump_json(),
+                self.site.model_dump_json(exclude={"models", "data"}),
+                *(repr(find_architecture(self.root, self.site.models, name)) for name in sorted(models)),
+                *(self.catalogue.dataset(name).model_dump_json() for name in sorted(datasets)),
+            )
+        )
 
     def summary_is_stale(self, study: str, summary: str) -> bool:
         """Whether a summary stands while a cell of its study is missing.
@@ -121,19 +167,32 @@ class Planner:
             ) from None
 
     def made_inputs(self, study: str, path: str) -> list[str]:
-        """What a cell reads that this workflow makes from a recipe: its model, or nothing."""
-        cell = self.cell(study, path)
-        return self._model_inputs(cell.model, cell.shards) if self._is_made(cell.model) else []
+        """What a cell reads that this workflow makes from a recipe: its model, or nothing.
+
+        Raises:
+            StudyError: the study has no such cell, or leaves it out because it does not fit.
+        """
+        cell = self._cell_to_run(study, path)
+        if _is_simulated(cell) or not self._is_made(cell.model):
+            return []
+        return self._model_inputs(cell.model, cell.shards)
 
     def found_inputs(self, study: str, path: str) -> list[str]:
         """What a cell reads that is found or fetched: its data set, and a model without a recipe."""
         cell = self.cell(study, path)
+        if _is_simulated(cell):
+            return []
         found = [] if self._is_made(cell.model) else self._model_inputs(cell.model, cell.shards)
         return [*found, self._dataset_input(cell.dataset)]
 
     def cell_identity(self, study: str, path: str) -> str:
-        """Constants, model and data set of a cell: what, if changed, makes its record outdated."""
+        """Constants, model and data set of a cell, of a simulated one its forecast.
+
+        What of these changes makes its record outdated.
+        """
         cell = self.cell(study, path)
+        if _is_simulated(cell):
+            return f"{self._constants_hash(study)} {played(self._forecaster(study).cell(cell))}"
         return " ".join(
             (
                 self._constants_hash(study),
@@ -142,13 +201,29 @@ class Planner:
             )
         )
 
+    def _cell_to_run(self, study: str, path: str) -> Cell:
+        """A cell that is asked for.
+
+        Raises:
+            StudyError: the study has no such cell, or leaves it out because it does not fit.
+        """
+        cell = self.cell(study, path)
+        unfit = self._left_out(study, cell)
+        if unfit is not None:
+            raise StudyError(
+                f"{cell_target(study, path)}: does not fit: {unfit}; ask for a cell of more shards, a "
+                "smaller batch or length, or say `unfit: run` in the study, which runs it all the same"
+            )
+        return cell
+
     def cell_resource(self, study: str, path: str, attempt: int, name: str) -> int | str | None:
         """One of the resources of a cell's job, or None where it has none of this name."""
         return self._cell_resources(study, path, attempt).get(name)
 
     def job_line(self, study: str, path: str, attempt: int) -> str:
         """A cell's job as the plan shows it."""
-        return describe_job(self.site, study, self.cell(study, path), attempt)
+        cell = self.cell(study, path)
+        return describe_job(self.site, study, cell, attempt, self._asked_of(study, cell))
 
     def budget(self, cells: Iterable[tuple[str, str]], limit: float | None) -> Budget:
         """What a run may take.
@@ -157,7 +232,8 @@ class Planner:
             cells: study and path of each cell that is to run.
             limit: most GPU hours that are agreed; None: no limit.
         """
-        return budget(self.site, [(study, self.cell(study, path)) for study, path in cells], limit)
+        named = [(study, self.cell(study, path)) for study, path in cells]
+        return budget(self.site, named, limit, self._asked_of)
 
     def check_executor(self, is_local: bool) -> None:
         """Refuse to run cells in the wrong place.
@@ -185,7 +261,18 @@ class Planner:
             )
 
     def _find_cell_resources(self, study: str, path: str, attempt: int) -> dict[str, int | str]:
-        return cell_resources(self.site, self.cell(study, path), attempt)
+        cell = self.cell(study, path)
+        return cell_resources(self.site, cell, attempt, self._asked_of(study, cell))
+
+    def _left_out(self, study: str, cell: Cell) -> LeftOut | None:
+        return left_out(self._forecaster(study), self.study(study), self.site, cell)
+
+    def _asked_of(self, study: str, cell: Cell) -> CellForecast:
+        """What a cell's job is cut to."""
+        return asked_of(self._forecaster(study).cell(cell), self.site.gpus[cell.gpu], self.study(study))
+
+    def _find_forecaster(self, study: str) -> Forecaster:
+        return Forecaster(self.root, study, self.study(study), self.site)
 
     def _figure_names(self, study: str) -> list[str]:
         return [spec.name for spec in figures(list(self.cells(study).values()))]
@@ -251,3 +338,13 @@ class Planner:
             return hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as problem:
             raise StudyError(f"data set '{name}': {path}: {problem.strerror}") from None
+
+
+def _digest(texts: Iterable[str]) -> str:
+    """First 16 hex digits of a SHA-256 over some texts."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _is_simulated(cell: Cell) -> bool:
+    """Whether a cell runs no model, and so reads none."""
+    return ENGINES[cell.engine].simulates is not None

@@ -23,6 +23,14 @@ class DataSheet:
         tdp_w: thermal design power.
         compute_capability: NVIDIA's; None for others.
         source: where the figures stand.
+        link_gb_s: to all other devices of the node together, in one direction, in GB/s: of modules NVLink or
+            Infinity Fabric, of cards the slot's PCIe x16, since bridges between two of them are extra.
+        peers: devices that these links go to on boards without a switch, evenly: two of them have
+            `link_gb_s` / `peers` between them. 1 where a switch or the slot gives any two all of it.
+        meshed: most devices of a board without a switch.
+        idle_w: power in W at rest, driver loaded and nothing on the device (an assumption).
+        clock_mhz: boost clock in MHz.
+        lowest_clock_mhz: lowest core clock in MHz (an assumption).
     """
 
     name: str
@@ -32,6 +40,12 @@ class DataSheet:
     tdp_w: float
     compute_capability: str | None
     source: str
+    link_gb_s: float
+    idle_w: float
+    clock_mhz: float
+    lowest_clock_mhz: float
+    peers: int = 1
+    meshed: int = 1
 
 
 def _sheet(
@@ -55,7 +69,61 @@ def _sheet(
         tdp_w,
         compute_capability,
         source,
+        *_BOARDS[name],
+        *_MESHES.get(name, (1, 1)),
     )
+
+
+#: Of each device: GB/s to another one of its node in one direction, W at rest, boost and lowest clock in MHz.
+#: Links and boost clocks: the data sheets named below, which give links in both directions together, and the
+#: makers' architecture whitepapers. Data sheets give neither power at rest nor the lowest clock: those are
+#: assumptions, near what nvidia-smi and amd-smi show of such devices.
+_BOARDS: dict[str, tuple[float, float, float, float]] = {
+    "v100-pcie-16gb": (16, 25, 1380, 135),
+    "v100-pcie-32gb": (16, 25, 1380, 135),
+    "v100-sxm2-16gb": (150, 40, 1530, 135),
+    "v100-sxm2-32gb": (150, 40, 1530, 135),
+    "v100s-pcie-32gb": (16, 25, 1597, 135),
+    "t4": (16, 10, 1590, 300),
+    "a100-pcie-40gb": (32, 35, 1410, 210),
+    "a100-sxm-40gb": (300, 50, 1410, 210),
+    "a100-pcie-80gb": (32, 45, 1410, 210),
+    "a100-sxm-80gb": (300, 60, 1410, 210),
+    "a30": (32, 28, 1440, 210),
+    "a10": (32, 20, 1695, 210),
+    "a40": (32, 30, 1740, 210),
+    "rtx-3090": (32, 25, 1695, 210),
+    "rtx-a6000": (32, 25, 1800, 210),
+    "l4": (32, 15, 2040, 210),
+    "l40": (32, 35, 2490, 210),
+    "l40s": (32, 35, 2520, 210),
+    "rtx-4090": (32, 25, 2520, 210),
+    "h100-pcie-80gb": (64, 50, 1620, 210),
+    "h100-sxm-80gb": (450, 70, 1830, 210),
+    "h100-nvl-94gb": (64, 60, 1785, 210),
+    "h200-sxm-141gb": (450, 75, 1830, 210),
+    "h200-nvl-141gb": (64, 75, 1785, 210),
+    "b200-sxm-180gb": (900, 140, 1965, 120),
+    "mi300x": (448, 140, 2100, 130),
+    "mi325x": (448, 140, 2100, 130),
+}
+
+
+#: Of modules on boards without a switch: peers that each one's links go to evenly, and the most devices of
+#: such a board. V100 SXM2: 2 of 6 links to each of three peers; on boards of eight two of the four peers have
+#: one (DGX-1 whitepaper), which is taken to be even. A100, H100 and H200: boards of four alone (HGX A100 and
+#: H100 4-GPU); those of eight have switches. MI300X and MI325X: 7 links of 64 GB/s to each of seven peers
+#: (AMD CDNA 3 whitepaper).
+_MESHES: dict[str, tuple[int, int]] = {
+    "v100-sxm2-16gb": (3, 8),
+    "v100-sxm2-32gb": (3, 8),
+    "a100-sxm-40gb": (3, 4),
+    "a100-sxm-80gb": (3, 4),
+    "h100-sxm-80gb": (3, 4),
+    "h200-sxm-141gb": (3, 4),
+    "mi300x": (7, 8),
+    "mi325x": (7, 8),
+}
 
 
 _V100 = "NVIDIA V100 data sheet, January 2020"
@@ -106,7 +174,8 @@ DATA_SHEETS: dict[str, DataSheet] = {
 
 def markdown() -> str:
     """The catalogue as a Markdown table."""
-    heads = ["name", "GiB", "GB/s", "TFLOP/s fp32", "bf16", "fp16", "TDP (W)", "capability", "source"]
+    heads = ["name", "GiB", "GB/s", "TFLOP/s fp32", "bf16", "fp16", "TDP (W)", "capability"]
+    heads += ["link (GB/s)", "idle (W, assumed)", "clock (MHz)", "source"]
     rows = [heads, ["---"] * len(heads), *(_row(sheet) for sheet in DATA_SHEETS.values())]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -120,5 +189,8 @@ def _row(sheet: DataSheet) -> list[str]:
         *("none" if rate is None else f"{rate / _TFLOP_S:g}" for rate in rates),
         f"{sheet.tdp_w:g}",
         sheet.compute_capability or "none",
+        f"{sheet.link_gb_s:g}" + (f" to {sheet.peers}" if sheet.peers > 1 else ""),
+        f"{sheet.idle_w:g}",
+        f"{sheet.lowest_clock_mhz:g} to {sheet.clock_mhz:g}",
         sheet.source,
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 #: What paces an engine: the published loop's copies, buffers of its own, or transformers.
@@ -27,6 +27,7 @@ class EngineFacts:
         logits: of which positions of a prefill it makes logits: the last of each row, or all.
         finished: which positions of a prefill go on behind the last layer's attention: the last of each row,
             or all.
+        simulates: the engine that it stands for, all of whose facts it shares; None for one that runs models.
     """
 
     about: str
@@ -35,10 +36,11 @@ class EngineFacts:
     loop: Loop = "published"
     logits: Literal["last", "all"] = "last"
     finished: Literal["last", "all"] = "all"
+    simulates: str | None = None
 
 
-#: Every engine; `shardwatt.engine.load.LOADERS` loads the same names.
-ENGINES: dict[str, EngineFacts] = {
+#: Engines that run models; `shardwatt.engine.load.LOADERS` loads the same names.
+MODEL_ENGINES: dict[str, EngineFacts] = {
     "reference": EngineFacts("the published loop of LLaMA (v1): never stops early", "sample"),
     "reference-v2": EngineFacts(
         "the published loop of Llama 2: stops when all rows have ended", "sample", logits="all"
@@ -61,3 +63,38 @@ ENGINES: dict[str, EngineFacts] = {
     ),
     "hf": EngineFacts("transformers' LlamaForCausalLM.generate, as it comes", "sample", loop="transformers"),
 }
+
+#: The engine that `simulated` alone stands for; the others' counterparts carry their names.
+_PLAINLY_SIMULATED = "reference"
+
+
+def simulated_counterpart(name: str) -> str:
+    """The engine that rehearses another one without its model: `simulated`, or `simulated-NAME`.
+
+    A simulated engine is its own; a name that no engine has stays as it is.
+    """
+    if name not in MODEL_ENGINES:
+        return name
+    return "simulated" if name == _PLAINLY_SIMULATED else f"simulated-{name}"
+
+
+#: Every engine that a study may name: those that run models, and a simulated counterpart of each, which runs
+#: none and holds the power that the plan says for as long as it says, scaled down.
+ENGINES: dict[str, EngineFacts] = {
+    **MODEL_ENGINES,
+    **{
+        simulated_counterpart(name): replace(
+            facts, about=f"no model: {name}'s time and power as planned, for rehearsals", simulates=name
+        )
+        for name, facts in MODEL_ENGINES.items()
+    },
+}
+
+
+def loop_of(name: str) -> str:
+    """The engine whose loop paces another: the one that it simulates, or itself.
+
+    Raises:
+        KeyError: there is no such engine.
+    """
+    return ENGINES[name].simulates or name

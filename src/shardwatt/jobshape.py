@@ -50,6 +50,19 @@ def job_shape(site: Site, gpu: str, shards: int) -> JobShape:
     return JobShape(nodes, shards // nodes)
 
 
+def gpus_held(site: Site, gpu: str, shards: int) -> int:
+    """GPUs that a job keeps from others: of nodes that it has to itself all; 0 for a type without GPUs.
+
+    Raises:
+        SiteError: as `job_shape`.
+    """
+    kind, words = site.gpus[gpu], site.words(gpu)
+    if kind.kind == "cpu" and words.gres is None:
+        return 0
+    shape = job_shape(site, gpu, shards)
+    return shape.nodes * (shape.ranks_per_node if words.exclusive is False else kind.per_node)
+
+
 def _allowed(per_node: int, nodes: int | None) -> str:
     """The shard counts that nodes can hold, in words."""
     first = "1" if per_node == 1 else f"1 to {per_node}"

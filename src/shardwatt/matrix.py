@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 from shardwatt.architectures import Architecture, ArchitectureError
 from shardwatt.cell import AXES, Cell
 from shardwatt.checkpoints import Checkpoint, ModelError
 from shardwatt.datasets import Catalogue, CatalogueError, load_catalogue
-from shardwatt.devices import has_gpus
-from shardwatt.engines import BF16_CAPABILITY, ENGINES
+from shardwatt.engines import ENGINES
 from shardwatt.errors import SiteError, StudyError, suggestion
+from shardwatt.gpulimits import cap_problem, precision_problem
 from shardwatt.jobshape import job_shape
-from shardwatt.models import find_architecture, find_checkpoint, recipe_file
-from shardwatt.plan.memory import fewest_shards
+from shardwatt.models import find_architecture, find_checkpoint, recipe_file, unknown_shape
+from shardwatt.plan.memory import fewest_shards, largest_batch
 from shardwatt.site import Site
-from shardwatt.study import Block, Study, study_file
+from shardwatt.study import FEWEST, LARGEST, Block, Study, study_file
 from shardwatt.tensornames import tensor_problems
+
+log = logging.getLogger(__name__)
 
 
 def expand(root: Path, name: str, study: Study, site: Site, *, with_models: bool = True) -> tuple[Cell, ...]:
@@ -30,12 +36,36 @@ def expand(root: Path, name: str, study: Study, site: Site, *, with_models: bool
         name: the study's name, for messages.
         study: its content.
         site: where it is to run.
-        with_models: check that the checkpoints are there; results can be read where they are not.
+        with_models: check that the checkpoints are there, or for simulated engines that the models' shapes
+            are known; results can be read where they are not.
 
     Raises:
-        StudyError: a value is unknown, impossible for the model or the site, or no cell is left.
+        StudyError: a value is unknown, impossible for the model or the site, no cell is left, or there are
+            more than the study allows.
     """
-    return _Expansion(root, name, study, site, with_models=with_models).cells()
+    found = expand_blocks(root, name, study, site, with_models=with_models)
+    for problem in found.dropped:
+        log.warning("study '%s': %s", name, problem)
+    return tuple(dict.fromkeys(chain.from_iterable(found.blocks)))
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """A study's matrix in cells.
+
+    Attributes:
+        blocks: the cells of each block, each once in it.
+        dropped: which combinations are none of them, because not even one prompt fits where the largest batch
+            is asked for; a sentence each.
+    """
+
+    blocks: tuple[tuple[Cell, ...], ...]
+    dropped: tuple[str, ...]
+
+
+def expand_blocks(root: Path, name: str, study: Study, site: Site, *, with_models: bool = True) -> Expanded:
+    """List the cells of each block of a study's matrix, each once in it; see `expand`."""
+    return _Expansion(root, name, study, site, with_models=with_models).expanded()
 
 
 class _Expansion:
@@ -49,25 +79,43 @@ class _Expansion:
         self.exclusions = [
             {axis: frozenset(map(str, values)) for axis, values in entry.items()} for entry in study.exclude
         ]
+        #: Combinations of which not even a batch of one fits, in words and in order.
+        self.dropped: dict[str, None] = {}
         self.architecture: Callable[[str], Architecture | None] = cache(self._architecture)
         self.check_layout: Callable[[str, str, str, int], None] = cache(self._check_layout)
         self.check_tensors: Callable[[str, Checkpoint], None] = cache(self._check_tensors)
-        self.check_precision: Callable[[str, str], None] = cache(self._check_precision)
-        self.check_cap: Callable[[str, str], None] = cache(self._check_cap)
+        self.check_gpu: Callable[[str, str, str], None] = cache(self._check_gpu)
+        self.fewest: Callable[[int, str, str, str, str, int, int, str], int] = cache(self._fewest)
+        self.largest: Callable[[int, str, str, str, str, int, int, str], int | None] = cache(self._largest)
 
-    def cells(self) -> tuple[Cell, ...]:
+    def expanded(self) -> Expanded:
+        self._check_size()
         self._check_exclusions()
-        found: dict[Cell, None] = {}
+        found = []
         for index, block in enumerate(self.study.matrix):
             self._check_names(index, block)
-            for cell in self._product(index, block):
+            cells = tuple(dict.fromkeys(self._product(index, block)))
+            for cell in cells:
                 self.check_layout(cell.engine, cell.model, cell.gpu, cell.shards)
-                self.check_precision(cell.gpu, cell.precision)
-                self.check_cap(cell.gpu, cell.cap)
-                found[cell] = None
-        if not found:
-            raise StudyError(f"{self.file}: exclude leaves no cell; expected at least one")
-        return tuple(found)
+                self.check_gpu(cell.gpu, cell.precision, cell.cap)
+            found.append(cells)
+        if not any(found):
+            raise StudyError(self._nothing_left())
+        return Expanded(tuple(found), tuple(f"{problem}; left out" for problem in self.dropped))
+
+    def _nothing_left(self) -> str:
+        if not self.dropped:
+            return f"{self.file}: exclude leaves no cell; expected at least one"
+        return f"{self.file}: {next(iter(self.dropped))}, and no other cell is left; use more shards"
+
+    def _check_size(self) -> None:
+        """Refuse a matrix that would take minutes and gigabytes to expand, before it does."""
+        count = sum(math.prod(len(getattr(block, axis)) for axis in AXES) for block in self.study.matrix)
+        if count > self.study.max_cells:
+            raise StudyError(
+                f"{self.file}: matrix: found {count:,} cells, exclusions and doubles counted; expected at "
+                f"most {self.study.max_cells:,}: take values out, or raise the limit, max_cells: {count}"
+            )
 
     def _product(self, index: int, block: Block) -> Iterator[Cell]:
         """The block's cells, less the excluded ones."""
@@ -75,38 +123,101 @@ class _Expansion:
         for values in product(*axes):
             chosen = dict(zip(AXES, values, strict=True))
             chosen["cap"] = str(chosen["cap"])
-            if chosen["shards"] == "minimum" and not self._excluded(chosen):
-                chosen["shards"] = self._fewest(index, chosen)
-            if not self._excluded(chosen):
-                yield Cell(**chosen)
+            if self._excluded(chosen):
+                continue  # what is excluded need not be possible
+            if chosen["shards"] == FEWEST or chosen["batch"] == LARGEST:
+                self._fill_in(index, chosen)
+                if chosen["batch"] is None or self._excluded(chosen):
+                    continue
+            yield Cell(**chosen)
 
-    def _fewest(self, index: int, chosen: dict[str, str | int]) -> int:
-        engine, model, gpu = (str(chosen[axis]) for axis in ("engine", "model", "gpu"))
-        where = f"{self.file}: matrix.{index}.shards: minimum"
-        architecture = self.architecture(model)
-        if architecture is None:
-            raise StudyError(
-                f"{where}: the shape of model '{model}' is not known here; "
-                "put its params.json or config.json into the site's models folder, or write a number"
-            )
+    def _fill_in(self, index: int, chosen: dict[str, Any]) -> None:
+        """Put numbers in place of `minimum` and `maximum`.
+
+        Fewest shards are those for the batch; where that is left open too, for one prompt, and then the
+        largest batch on them: None if not even one prompt fits.
+        """
+        engine, model, precision, gpu = (chosen[axis] for axis in ("engine", "model", "precision", "gpu"))
+        length, dataset = chosen["length"], chosen["dataset"]
+        if chosen["shards"] == FEWEST:
+            batch = 1 if chosen["batch"] == LARGEST else chosen["batch"]
+            chosen["shards"] = self.fewest(index, engine, model, precision, gpu, batch, length, dataset)
+        if chosen["batch"] == LARGEST:
+            self.check_layout(engine, model, gpu, chosen["shards"])
+            shards = chosen["shards"]
+            chosen["batch"] = self.largest(index, engine, model, precision, gpu, shards, length, dataset)
+
+    def _fewest(
+        self,
+        index: int,
+        engine: str,
+        model: str,
+        precision: str,
+        gpu: str,
+        batch: int,
+        length: int,
+        dataset: str,
+    ) -> int:
+        where = f"{self.file}: matrix.{index}.shards: {FEWEST}"
+        architecture = self._shape(where, model)
         memory_gib = self.site.gpus[gpu].memory_gib
         shards = fewest_shards(
             architecture,
             memory_gib=memory_gib,
-            precision=str(chosen["precision"]),
-            batch=int(chosen["batch"]),
-            length=int(chosen["length"]),
+            precision=precision,
+            batch=batch,
+            length=length,
             cache_tokens=self.study.cache_tokens,
+            longest_prompt=self.catalogue.dataset(dataset).longest_prompt,
             engine=engine,
             counts=[n for n in shard_counts(engine, architecture) if self._has_layout(gpu, n)],
         )
         if shards is None:
             raise StudyError(
-                f"{where}: {model} at batch {chosen['batch']}, length {chosen['length']} fits on no number "
+                f"{where}: {model} at batch {batch}, length {length} fits on no number "
                 f"of {gpu} with {memory_gib:g} GiB that site '{self.site.name}' can give; "
                 "use a smaller batch or another GPU type"
             )
         return shards
+
+    def _largest(
+        self,
+        index: int,
+        engine: str,
+        model: str,
+        precision: str,
+        gpu: str,
+        shards: int,
+        length: int,
+        dataset: str,
+    ) -> int | None:
+        where = f"{self.file}: matrix.{index}.batch: {LARGEST}"
+        memory_gib = self.site.gpus[gpu].memory_gib
+        batch = largest_batch(
+            self._shape(where, model),
+            memory_gib=memory_gib,
+            precision=precision,
+            shards=shards,
+            length=length,
+            cache_tokens=self.study.cache_tokens,
+            longest_prompt=self.catalogue.dataset(dataset).longest_prompt,
+            engine=engine,
+            most=self.study.prompts,
+        )
+        if batch is None:
+            self.dropped[
+                f"matrix.{index}.batch: {LARGEST}: {model} at batch 1, length {length} does not fit "
+                f"on {shards} {gpu} with {memory_gib:g} GiB"
+            ] = None
+        return batch
+
+    def _shape(self, where: str, model: str) -> Architecture:
+        """A model's shape, which the memory model cannot do without."""
+        architecture = self.architecture(model)
+        if architecture is None:
+            missing = unknown_shape(self.root, self.site.models, model)
+            raise StudyError(f"{where}: {missing}, or write a number")
+        return architecture
 
     def _has_layout(self, gpu: str, shards: int) -> bool:
         try:
@@ -129,9 +240,14 @@ class _Expansion:
         ):
             for value in map(str, getattr(block, axis)):
                 if value not in known:
+                    of_site = (
+                        f" (site '{self.site.name}'); for another site pass --site FILE, or set "
+                        "SHARDWATT_SITE; Snakemake takes it with its --profile"
+                    )
                     raise StudyError(
                         f"{self.file}: matrix.{index}.{axis}: found '{value}'"
                         f"{suggestion(value, known)}; allowed: {', '.join(known)}"
+                        f"{of_site if axis == 'gpu' else ''}"
                     )
 
     def _check_exclusions(self) -> None:
@@ -139,7 +255,7 @@ class _Expansion:
         for index, entry in enumerate(self.exclusions):
             for axis, values in entry.items():
                 known = {str(value) for block in self.study.matrix for value in getattr(block, axis)}
-                if "minimum" in known:
+                if known & {FEWEST, LARGEST}:
                     continue  # which numbers these are depends on the site
                 for value in sorted(values - known):
                     raise StudyError(
@@ -154,13 +270,20 @@ class _Expansion:
             raise StudyError(f"{self.file}: model '{model}': {problem}") from None
 
     def _check_layout(self, engine: str, model: str, gpu: str, shards: int) -> None:
-        """Check that the model splits so, that its checkpoint is there, and that the shards fill nodes."""
+        """Check that the model splits so, that its checkpoint is there, and that the shards fill nodes.
+
+        A simulated engine needs no checkpoint, but the model's shape.
+        """
         architecture = self.architecture(model)
         if architecture is not None and shards not in shard_counts(engine, architecture):
             raise StudyError(f"{self.file}: {_refused(engine, model, architecture, shards)}")
+        is_simulated = ENGINES[engine].simulates is not None
+        if architecture is None and is_simulated and self.with_models:
+            missing = unknown_shape(self.root, self.site.models, model)
+            raise StudyError(f"{self.file}: engine {engine}: {missing}")
         try:
             job_shape(self.site, gpu, shards)
-            if self.with_models:
+            if self.with_models and not is_simulated:
                 self.check_tensors(model, find_checkpoint(self.root, self.site.models, model, shards))
         except (SiteError, ModelError, CatalogueError) as problem:
             raise StudyError(f"{self.file}: {problem}") from None
@@ -178,43 +301,11 @@ class _Expansion:
             more = f"; `shardwatt model inspect {model}` tells {len(problems) - 1} more"
             raise ModelError(f"model '{model}': {problems[0]}{more if problems[1:] else ''}")
 
-    def _check_precision(self, gpu: str, precision: str) -> None:
-        """Refuse bf16 where GPUs do not calculate in it: torch would emulate it without a word."""
-        gpu_type = self.site.gpus[gpu]
-        capability = gpu_type.compute_capability
-        if precision != "bf16" or gpu_type.kind != "cuda" or capability is None:
-            return
-        major, minor = map(int, capability.split("."))
-        if (major, minor) < BF16_CAPABILITY:
-            raise StudyError(
-                f"{self.file}: precision: bf16 on {gpu}: these GPUs have compute capability {capability} at "
-                f"site '{self.site.name}', and bfloat16 arithmetic needs 8.0; use fp16 or fp32"
-            )
-
-    def _check_cap(self, gpu: str, cap: str) -> None:
-        """Check that the site can set a power limit: a cell that only carries its name would be false."""
-        if cap == "none":
-            return
-        gpu_type = self.site.gpus[gpu]
-        where = f"{self.file}: cap: {cap} on {gpu}"
-        if self.site.power_limits is None:
-            raise StudyError(
-                f"{where}: site '{self.site.name}' sets no power limits; use `none`, or say in the site's "
-                "key power_limits who sets them (docs/power-caps.md)"
-            )
-        if not has_gpus(gpu_type):
-            raise StudyError(
-                f"{where}: site '{self.site.name}' has processors there, which have no power limit to set; "
-                "use `none`, or a GPU type of kind `cuda`"
-            )
-        if gpu_type.power_limits_w is None:
-            return
-        least_w, most_w = gpu_type.power_limits_w
-        if not least_w <= int(cap) <= most_w:
-            raise StudyError(
-                f"{where}: one GPU takes {least_w:g} to {most_w:g} W at site '{self.site.name}' (its key "
-                f"gpus.{gpu}.power_limits_w); use a cap within that"
-            )
+    def _check_gpu(self, gpu: str, precision: str, cap: str) -> None:
+        """Check that GPUs of the type calculate in the precision and take the cap."""
+        problem = precision_problem(self.site, gpu, precision) or cap_problem(self.site, gpu, cap)
+        if problem is not None:
+            raise StudyError(f"{self.file}: {problem}")
 
     def _excluded(self, chosen: Mapping[str, str | int]) -> bool:
         return any(

@@ -32,6 +32,7 @@ from shardwatt.checkpoints import Checkpoint as Checkpoint
 from shardwatt.checkpoints import Layout as Layout
 from shardwatt.errors import suggestion
 from shardwatt.hfconfig import from_config
+from shardwatt.shapes import own_shapes, shapes_file
 from shardwatt.tensornames import embedding_rows
 from shardwatt.weightprints import weight_print
 from shardwatt.yamlfile import StrictModel, parse_model, read_mapping
@@ -145,12 +146,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def find_architecture(root: Path, models: Path, model: str) -> Architecture | None:
-    """The shape of a model from its recipe, its own files, or the catalogue; None if unknown.
+    """The shape of a model from its recipe, its own files, config/architectures.yaml, or the catalogue.
 
-    A vocabulary that params.json leaves open is the rows of the saved embedding, or else the catalogue's.
+    A vocabulary that params.json leaves open is the rows of the saved embedding, or those of the last two.
+
+    Returns:
+        None if nothing says it.
 
     Raises:
-        ArchitectureError: its params.json or config.json describes nothing that runs here.
+        ArchitectureError: its params.json or config.json describes nothing that runs here, or
+            config/architectures.yaml has a mistake.
         ModelError: that file cannot be read, or its recipe has a mistake.
     """
     recipe = load_recipe(root, model)
@@ -158,7 +163,7 @@ def find_architecture(root: Path, models: Path, model: str) -> Architecture | No
         params = {**recipe.model_dump(include={"dim", "n_layers", "n_heads", "multiple_of"})}
         params["max_seq_len"] = recipe.context
         return from_params(params, vocab_size=_recipe_vocabulary(recipe))
-    known = CATALOGUE.get(model)
+    known = own_shapes(root).get(model) or CATALOGUE.get(model)
     try:
         for folder in _saved_folders(models / model):
             layout = layout_of(folder)
@@ -174,6 +179,15 @@ def find_architecture(root: Path, models: Path, model: str) -> Architecture | No
     except OSError as problem:
         raise ModelError(f"{problem.filename}: {problem.strerror}") from None
     return known
+
+
+def unknown_shape(root: Path, models: Path, model: str) -> str:
+    """Say that a model's shape is not known, which one may be meant, and where to put it."""
+    known = {*CATALOGUE, *own_shapes(root), *_model_names(root, models)}
+    return (
+        f"the shape of model '{model}' is not known here{suggestion(model, known)}; put its params.json or "
+        f"config.json into {models / model}, or its shape into {shapes_file(root)}"
+    )
 
 
 def read_architecture(checkpoint: Checkpoint, vocab_size: int | None = None) -> Architecture:

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from shardwatt.errors import RecordError
 from shardwatt.mistakes import explain
 
-#: Of every file that is written: 3 since a record says what its engine did with the devices' peaks.
-SchemaVersion = Literal[3]
-SCHEMA_VERSION: SchemaVersion = 3
+#: Of every file that is written: 4 since a record says whether a model ran, or was simulated.
+SchemaVersion = Literal[4]
+SCHEMA_VERSION: SchemaVersion = 4
 
 
 class RecordModel(BaseModel):

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from shardwatt.cell import AXES, Cell, is_axis_value
 from shardwatt.efficiency import Efficiency
+from shardwatt.engines import ENGINES
 from shardwatt.readings import Energy, NonNegative, PowerCap, Utilisation
 from shardwatt.recordfiles import SCHEMA_VERSION, RecordModel, SchemaVersion
 from shardwatt.study import Constants
@@ -109,6 +110,23 @@ class Provenance(RecordModel):
     """How the engine ran, in its own words: kernels, CUDA graphs or why none; empty where it did not."""
 
 
+class Simulated(RecordModel):
+    """How a cell was simulated: no model ran, and what it took is what the plan says that it takes."""
+
+    engine: str
+    """The engine that it stands for."""
+    window_s: Annotated[float, Field(gt=0)] | None
+    """Real time in s for which its ranks held the plan's power; null for `does_not_fit`."""
+    time_lapse: Annotated[float, Field(gt=0)] | None
+    """Planned time of the window over that: everything of the window is stretched by it, joules included."""
+    watts: str
+    """Where its watts come from, in words."""
+    fits: bool | None
+    """Whether the model fits into its devices by the plan; null where that is not known."""
+    notes: list[str]
+    """What the plan says of its own assumptions."""
+
+
 class CellRecord(RecordModel):
     """The axes of a cell, as written into its record."""
 
@@ -158,6 +176,8 @@ class Record(RecordModel):
     utilisation: Utilisation | None = None
     efficiency: Efficiency | None = None
     memory: Memory
+    simulated: Simulated | None = None
+    """How it was simulated; null where its model ran."""
     inputs: Inputs
     provenance: Provenance
 
@@ -165,6 +185,10 @@ class Record(RecordModel):
     def _consistent(self) -> Record:
         if self.constants.hash != self.constants_hash:
             raise ValueError("constants_hash does not belong to the constants")
+        facts = ENGINES.get(self.cell.engine)
+        if facts is not None and (facts.simulates is None) != (self.simulated is None):
+            found = "no" if self.simulated is None else "a"
+            raise ValueError(f"engine {self.cell.engine} with {found} `simulated`")
         parts = (self.timings, self.counts, self.energy, self.utilisation, self.efficiency)
         if self.outcome is Outcome.OK and None in parts:
             raise ValueError("outcome ok without timings, counts, energy, utilisation or efficiency")

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from shardwatt.cell import Cell
+from shardwatt.engines import ENGINES
 from shardwatt.errors import SiteError
-from shardwatt.jobshape import job_shape
-from shardwatt.site import DEFAULT_RUNTIME_MIN, Site, SlurmWords
+from shardwatt.jobshape import gpus_held, job_shape
+from shardwatt.plan.columns import PlanRow
+from shardwatt.plan.digits import duration, energy_unit
+from shardwatt.plan.forecast import CellForecast
+from shardwatt.plan.sentences import warnings
+from shardwatt.plan.totals import Totals, totals
+from shardwatt.site import Site
+from shardwatt.sitewords import (
+    DEFAULT_MEMORY_FACTOR,
+    DEFAULT_RUNTIME_FACTOR,
+    DEFAULT_RUNTIME_FLOOR_MIN,
+    DEFAULT_RUNTIME_MIN,
+    SlurmWords,
+)
+from shardwatt.units import rounded
 
 #: What a retry asks for, over the attempt before it, up to the site's most.
 MEMORY_GROWTH = 1.5
@@ -34,7 +48,9 @@ def resource_names(site: Site) -> list[str]:
     return ["mpi", "nodes", *tasks, "cpus_per_task", "runtime", "slurm_extra", *said]
 
 
-def cell_resources(site: Site, cell: Cell, attempt: int) -> dict[str, int | str]:
+def cell_resources(
+    site: Site, cell: Cell, attempt: int, forecast: CellForecast | None = None
+) -> dict[str, int | str]:
     """Resources of a cell's job, for snakemake-executor-plugin-slurm; what the site leaves out is absent.
 
     sbatch is asked for one task a node, with the CPUs of all its ranks: so each node gives the same number,
@@ -45,6 +61,7 @@ def cell_resources(site: Site, cell: Cell, attempt: int) -> dict[str, int | str]
         site: whose words are used.
         cell: what is to run.
         attempt: 1 for the first; memory and time grow with each.
+        forecast: what the plan says of the cell; None: nothing, and the site's own figures alone count.
 
     Returns:
         By the executor's names; `mem_mb` in MiB a node, `runtime` in minutes, `gres` devices a node.
@@ -62,8 +79,8 @@ def cell_resources(site: Site, cell: Cell, attempt: int) -> dict[str, int | str]
         "constraint": words.constraint,
         "nodes": shape.nodes,
         "cpus_per_task": shape.ranks_per_node * (words.cpus_per_rank or 1),
-        "mem_mb": _memory_mb(words, attempt),
-        "runtime": _runtime_min(words, attempt),
+        "mem_mb": _memory_mb(words, attempt, forecast),
+        "runtime": _runtime_min(site, words, attempt, forecast),
         "slurm_extra": " ".join(_extra(site, words)),
     }
     if words.gres is None:
@@ -91,45 +108,76 @@ def _extra(site: Site, words: SlurmWords) -> list[str]:
     ]
 
 
-def _memory_mb(words: SlurmWords, attempt: int) -> int | None:
+def _memory_mb(words: SlurmWords, attempt: int, forecast: CellForecast | None) -> int | None:
+    """Memory of a node in MiB: what the site says, or the plan where that is more; None: not asked for."""
     if words.memory_per_node_gib is None:
         return None
+    first_gib = words.memory_per_node_gib
+    if forecast is not None and forecast.host_memory_gib is not None:
+        planned_gib = (words.memory_factor or DEFAULT_MEMORY_FACTOR) * forecast.host_memory_gib
+        first_gib = planned_gib if _is_rehearsed(forecast) else max(first_gib, planned_gib)
     most_gib = words.memory_per_node_max_gib or words.memory_per_node_gib
-    return int(min(words.memory_per_node_gib * MEMORY_GROWTH ** (attempt - 1), most_gib) * 1024)
+    return int(min(first_gib * MEMORY_GROWTH ** (attempt - 1), most_gib) * 1024)
 
 
-def _runtime_min(words: SlurmWords, attempt: int) -> int:
+def _runtime_min(site: Site, words: SlurmWords, attempt: int, forecast: CellForecast | None) -> int:
+    """Time limit in minutes: what the plan predicts with the site's factor, or what the site says itself.
+
+    The plan's is that of responses none of which ends by itself: how soon a model ends its own is a guess.
+    """
     first = words.runtime_min or DEFAULT_RUNTIME_MIN
+    is_planned = forecast is not None and (words.has_planned_time or _is_rehearsed(forecast))
+    if is_planned and forecast is not None and forecast.longest_job_s is not None:
+        factor = words.runtime_factor or DEFAULT_RUNTIME_FACTOR
+        # The cell ends itself so long before its limit.
+        wanted_s = factor * forecast.longest_job_s + site.stop_before_limit_s
+        floor_min = words.runtime_floor_min or DEFAULT_RUNTIME_FLOOR_MIN
+        first = max(math.ceil(wanted_s / 60), floor_min)
     return min(first * int(RUNTIME_GROWTH ** (attempt - 1)), words.runtime_max_min or first)
 
 
-def gpu_hours(site: Site, cell: Cell) -> float:
+def _is_rehearsed(forecast: CellForecast) -> bool:
+    """Whether the job runs no model: what a site says of those that do is too much for it."""
+    return ENGINES[forecast.cell.engine].simulates is not None
+
+
+def gpu_hours(site: Site, cell: Cell, forecast: CellForecast | None = None) -> float:
     """GPU hours that a cell's first attempt may take: its time limit with all GPUs that it holds.
 
     Zero for a type without GPUs.
     """
-    kind, words = site.gpus[cell.gpu], site.words(cell.gpu)
-    if kind.kind == "cpu" and words.gres is None:
-        return 0.0
-    shape = job_shape(site, cell.gpu, cell.shards)
-    held = shape.ranks_per_node if words.exclusive is False else kind.per_node
-    return shape.nodes * held * _runtime_min(words, 1) / 60
+    limit_min = _runtime_min(site, site.words(cell.gpu), 1, forecast)
+    return gpus_held(site, cell.gpu, cell.shards) * limit_min / 60
 
 
-def describe_job(site: Site, study: str, cell: Cell, attempt: int) -> str:
-    """A cell's job in two lines: what it asks for, and which cell it is."""
+def describe_job(
+    site: Site, study: str, cell: Cell, attempt: int, forecast: CellForecast | None = None
+) -> str:
+    """A cell's job in two lines: what it asks for, how much of it the plan predicts, and which cell it is."""
     words = site.words(cell.gpu)
-    hours, minutes = divmod(_runtime_min(words, attempt), 60)
-    memory_mb = _memory_mb(words, attempt)
+    memory_mb = _memory_mb(words, attempt, forecast)
+    planned_s = None if forecast is None else forecast.job_duration_s
     parts = [
         _place(site, cell),
         f"partition {words.partition or '(the default one)'}",
-        f"time {hours}:{minutes:02} h",
-        *([] if memory_mb is None else [f"{memory_mb / 1024:g} GiB a node"]),
+        f"time {_clock(60 * _runtime_min(site, words, attempt, forecast))} h",
+        *([] if planned_s is None else [f"plan {_clock(planned_s)} h"]),
+        *([] if memory_mb is None else [f"{round(memory_mb / 1024, 1):g} GiB a node"]),
         *([] if words.exclusive is not False else ["nodes shared"]),
         *([f"attempt {attempt}"] if attempt > 1 else []),
     ]
     return f"{study}: {', '.join(parts)}\n    {cell.path}"
+
+
+def _clock(duration_s: float) -> str:
+    """A time as hours and minutes, begun ones counted."""
+    hours, minutes = divmod(math.ceil(duration_s / 60), 60)
+    return f"{hours}:{minutes:02}"
+
+
+def _place(site: Site, cell: Cell) -> str:
+    shape = job_shape(site, cell.gpu, cell.shards)
+    return f"{shape.nodes} {'node' if shape.nodes == 1 else 'nodes'} x {shape.ranks_per_node} {cell.gpu}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +189,20 @@ class Budget:
         gpu_hours: of all their first attempts.
         limit: most GPU hours that are agreed; None: no limit.
         parts: cells of one kind and their GPU hours together, by their name, in the order of the plan.
+        predicted: what the plan says that they take together; None without forecasts.
+        currency: of their cost; None where the site has no prices.
+        late: how many will run into the time limit of their first attempt by the plan.
+        warnings: what the plan assumes that weighs most.
     """
 
     cells: int
     gpu_hours: float
     limit: float | None
     parts: dict[str, tuple[int, float]]
+    predicted: Totals | None = None
+    currency: str | None = None
+    late: int = 0
+    warnings: Sequence[str] = ()
 
     def __str__(self) -> str:
         cells = "1 cell" if self.cells == 1 else f"{self.cells} cells"
@@ -154,6 +210,29 @@ class Budget:
         if self.limit is not None and self.gpu_hours > self.limit:
             return f"{text}: more than max_gpu_hours, {self.limit:g}; a run will be refused"
         return text if self.limit is None else f"{text} (max_gpu_hours: {self.limit:g})"
+
+    def outlook(self) -> str | None:
+        """Warnings, what the plan predicts, and what will run into a limit, a line each; None: nothing."""
+        if self.predicted is None:
+            return None
+        words: dict[str, Callable[[float], str]] = {
+            "job_duration_s": lambda value: f"{duration(value)} of jobs one after the other",
+            "gpu_hours": lambda value: f"{rounded(value)} GPU hours",
+            "energy_j": _energy,
+            "cost": lambda value: f"{rounded(value)} {self.currency}",
+            "carbon_kg": lambda value: f"{rounded(value)} kgCO2e",
+        }
+        parts = [
+            f"{'at least ' if found.unknown else ''}{say(found.value)}"
+            for found, say in ((self.predicted.sums[name], say) for name, say in words.items())
+            if found.value
+        ]
+        lines = [f"warning: {text}" for text in self.warnings]
+        lines += [f"the plan predicts {', '.join(parts)}"] if parts else []
+        if self.late:
+            cells = "1 cell takes" if self.late == 1 else f"{self.late} cells take"
+            lines.append(f"{cells} longer by the plan than its first time limit: see runtime_max_min")
+        return "\n".join(lines) or None
 
     def check(self, more: str = "for this run: --config max_gpu_hours=N, last on the line") -> None:
         """Refuse to go on over the limit.
@@ -174,6 +253,11 @@ class Budget:
         )
 
 
+def _energy(energy_j: float) -> str:
+    unit = energy_unit(energy_j)
+    return f"{rounded(energy_j / unit.holds)} {unit.name}"
+
+
 def _hours(hours: float) -> str:
     return f"{round(hours, 1):.12g}"
 
@@ -191,24 +275,45 @@ def agreed_gpu_hours(value: object) -> float | None:
     return float(value)
 
 
-def budget(site: Site, cells: Iterable[tuple[str, Cell]], limit: float | None) -> Budget:
-    """Sum up what cells may take.
+def budget(
+    site: Site,
+    cells: Iterable[tuple[str, Cell]],
+    limit: float | None,
+    forecast: Callable[[str, Cell], CellForecast | None] = lambda study, cell: None,
+) -> Budget:
+    """Sum up what cells may take, and what the plan says that they will.
 
     Args:
         site: where they run.
         cells: those that are to run, each with its study.
         limit: most GPU hours that are agreed; None: no limit.
+        forecast: of a study's cell; None: the plan says nothing of it.
     """
     parts: dict[str, tuple[int, float]] = {}
+    rows, late = [], 0
+    currency = None if site.prices is None else site.prices.currency
     for study, cell in cells:
+        found = forecast(study, cell)
+        hours = gpu_hours(site, cell, found)
         name = f"{study}: {cell.model} on {_place(site, cell)}"
-        count, hours = parts.get(name, (0, 0.0))
-        parts[name] = count + 1, hours + gpu_hours(site, cell)
+        count, others = parts.get(name, (0, 0.0))
+        parts[name] = count + 1, others + hours
+        if found is not None:
+            rows.append(PlanRow(found, (), runs=True, currency=currency))
+            late += _is_late(site, cell, found)
     return Budget(
-        sum(count for count, _ in parts.values()), sum(hours for _, hours in parts.values()), limit, parts
+        sum(count for count, _ in parts.values()),
+        sum(hours for _, hours in parts.values()),
+        limit,
+        parts,
+        totals("", rows) if rows else None,
+        currency,
+        late,
+        warnings(rows),
     )
 
 
-def _place(site: Site, cell: Cell) -> str:
-    shape = job_shape(site, cell.gpu, cell.shards)
-    return f"{shape.nodes} {'node' if shape.nodes == 1 else 'nodes'} x {shape.ranks_per_node} {cell.gpu}"
+def _is_late(site: Site, cell: Cell, forecast: CellForecast) -> bool:
+    """Whether a cell's first attempt ends itself before it is done, by the plan."""
+    limit_s = 60 * _runtime_min(site, site.words(cell.gpu), 1, forecast) - site.stop_before_limit_s
+    return forecast.job_duration_s is not None and forecast.job_duration_s > limit_s

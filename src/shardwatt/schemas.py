@@ -13,8 +13,10 @@ from shardwatt import datasheets
 from shardwatt.cell import STUDY_PATTERN
 from shardwatt.datasets import Catalogue, Dataset
 from shardwatt.models import Recipe
+from shardwatt.shapes import Shape, Shapes
 from shardwatt.site import GpuType, Site, SlurmWords
 from shardwatt.sitepeak import Peak
+from shardwatt.siteplan import Calibration, Carbon, LinkFigures, Prices
 from shardwatt.study import Block, Study
 
 #: The model behind each kind of file.
@@ -23,6 +25,7 @@ SCHEMA_MODELS: dict[str, type[BaseModel]] = {
     "site": Site,
     "datasets": Catalogue,
     "recipe": Recipe,
+    "architectures": Shapes,
 }
 
 
@@ -66,8 +69,13 @@ KEY_TABLES: dict[str, type[BaseModel]] = {
     "gpu": GpuType,
     "peak": Peak,
     "slurm": SlurmWords,
+    "link": LinkFigures,
+    "prices": Prices,
+    "carbon": Carbon,
+    "calibration": Calibration,
     "dataset": Dataset,
     "recipe": Recipe,
+    "architecture": Shape,
 }
 
 #: Lower and upper bounds in a JSON schema, and how they are said.
@@ -81,10 +89,11 @@ _BOUNDS = {
 
 def key_table(name: str) -> str:
     """The keys of a kind of file as a Markdown table: key, value, default, meaning."""
-    model = KEY_TABLES[name].model_json_schema()
+    fields = KEY_TABLES[name].model_fields
+    properties = KEY_TABLES[name].model_json_schema()["properties"]
     lines = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-    for key, node in model["properties"].items():
-        default = "needed" if key in model.get("required", ()) else _written(node.get("default"))
+    for key, node in properties.items():
+        default = "needed" if fields[key].is_required() else _written(node.get("default"))
         meaning = " ".join(node["description"].split())
         lines.append(f"| `{key}` | {_value(node)} | {default} | {meaning} |")
     return "\n".join(lines)
@@ -155,6 +164,8 @@ def _written(default: object) -> str:
     """A default as a user would write it."""
     if default is None:
         return "none"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     if isinstance(default, list):
         return ", ".join(_written(item) for item in default) or "empty"
     return f"`{default}`"

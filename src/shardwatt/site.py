@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,58 +14,27 @@ from shardwatt.cell import AXIS_PATTERNS, NAME_WORDS
 from shardwatt.datasheets import DATA_SHEETS
 from shardwatt.errors import SiteError
 from shardwatt.sitepeak import Peak, SheetName
+from shardwatt.siteplan import (
+    Calibration,
+    CalibrationFile,
+    CalibrationKey,
+    Carbon,
+    LinkFigures,
+    Links,
+    NotNegative,
+    Prices,
+    calibration_file,
+    calibration_problem,
+)
 from shardwatt.sitepower import Dcgm, PowerLimits
+
+# What jobs ask of Slurm is part of a site, and so offered from here too.
+from shardwatt.sitewords import DEFAULT_RUNTIME_MIN as DEFAULT_RUNTIME_MIN
+from shardwatt.sitewords import MANAGED_OPTIONS as MANAGED_OPTIONS
+from shardwatt.sitewords import SlurmWords as SlurmWords
 from shardwatt.yamlfile import Form, StrictModel, parse_model, read_mapping
 
 GpuName = Annotated[str, Form(AXIS_PATTERNS["gpu"], NAME_WORDS)]
-
-NAME = r"[A-Za-z0-9_][A-Za-z0-9_.,-]*"
-NAME_IN_SLURM = "letters, digits, _ . , and -"
-
-#: sbatch's options that are not a site's to add, by what to use instead. Snakemake's executor writes most.
-MANAGED_OPTIONS = {
-    "the key `partition`": ("partition",),
-    "the key `account`": ("account",),
-    "the key `qos`": ("qos",),
-    "the key `constraint`": ("constraint",),
-    "the key `exclusive`": ("exclusive", "oversubscribe"),
-    "the key `gres`": ("gres", "gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"),
-    "`shards` in the study and `per_node` of the GPU type": (
-        *("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "ntasks-per-core", "ntasks-per-socket"),
-        "tasks-per-node",
-    ),
-    "the key `cpus_per_rank`": ("cpus-per-task", "cpus-per-gpu"),
-    "the keys `memory_per_node_gib` and `memory_per_node_max_gib`": ("mem", "mem-per-cpu", "mem-per-gpu"),
-    "the keys `runtime_min` and `runtime_max_min`": ("time",),
-    "the site's key `stop_before_limit_s`": ("signal",),
-    "the GPU type's key `environment`": ("export", "export-file"),
-    "`slurm-requeue` in the profile": ("requeue", "no-requeue"),
-    "`slurm-jobname-prefix` in the profile": ("job-name",),
-    "`slurm-logdir` in the profile": ("output", "error", "open-mode"),
-    "a site file for each cluster": ("clusters",),
-    "the folder in which Snakemake runs": ("chdir",),
-    "`snakemake -n` or `shardwatt check-site`": ("test-only",),
-    "nothing: Snakemake's executor needs it": ("array", "comment", "parsable", "wait", "wrap"),
-}
-
-#: The executor would take these ends of a word for an option of its own, and refuse every job.
-_TAKEN_FOR_OPTIONS = re.compile(r"-J|-[oeDApnctCN]$")
-
-#: Time limit in minutes where a site names none.
-DEFAULT_RUNTIME_MIN = 120
-
-
-def _unmanaged(word: str) -> str:
-    """A word for sbatch that is a site's to add; sbatch takes beginnings of an option's name for it."""
-    name = word.removeprefix("--").partition("=")[0]
-    for instead, options in MANAGED_OPTIONS.items():
-        if any(option.startswith(name) for option in options):
-            raise ValueError(f"sbatch's --{name} is not for `extra`; use {instead}")
-    if _TAKEN_FOR_OPTIONS.search(word):
-        raise ValueError(
-            "expected no -J and no end such as -n: Snakemake's executor takes it for an option of sbatch"
-        )
-    return word
 
 
 def _one_line(text: str) -> str:
@@ -79,58 +48,14 @@ ShellLine = Annotated[str, AfterValidator(_one_line)]
 #: Environment variables that override a site's folders, for one shell.
 FOLDER_VARIABLES = {"models": "SHARDWATT_MODELS", "data": "SHARDWATT_DATA"}
 
+#: What counts as said where it is not, when limits are compared with the most that there is.
+_UNSAID = {"runtime_min": DEFAULT_RUNTIME_MIN, "runtime_floor_min": 1}
+
 
 def _rising(limits_w: list[float]) -> list[float]:
     if limits_w != sorted(limits_w):
         raise ValueError("expected the lowest limit first")
     return limits_w
-
-
-class SlurmWords(StrictModel):
-    """What jobs ask of Slurm; a GPU type's own words replace the site's, key by key."""
-
-    partition: Annotated[str, Form(NAME, NAME_IN_SLURM)] | None = None
-    """Partition; None leaves it to Slurm."""
-    account: Annotated[str, Form(NAME, NAME_IN_SLURM)] | None = None
-    """Account to charge; None leaves it to Slurm."""
-    qos: Annotated[str, Form(NAME, NAME_IN_SLURM)] | None = None
-    """Quality of service."""
-    gres: (
-        Annotated[str, Form(r"gpu(:[A-Za-z0-9_.]+)?", "gpu or gpu:TYPE; for a type with a hyphen: gpu")]
-        | None
-    ) = None
-    """Name of the GPUs without their number, e.g. `gpu:v100`; None asks for whole nodes by constraint
-    alone, where Slurm knows no GPUs; where it does, steps of a job see only those that were asked for.
-    A type with a hyphen does not work: use `gpu` and a constraint."""
-    constraint: Annotated[str, Form(r"[A-Za-z0-9_.|&()\[\]*-]+", "features, joined by & or |")] | None = None
-    """Features that nodes must have, e.g. `a100&nvlink`."""
-    exclusive: bool | None = None
-    """Whether a job has its nodes to itself; default: yes, because neighbours spoil watts and seconds."""
-    extra: (
-        list[
-            Annotated[
-                str,
-                Form(r"--[a-z][a-z-]+(=[A-Za-z0-9=:,._+/@%-]+)?", "a long option such as --nice=10"),
-                AfterValidator(_unmanaged),
-            ]
-        ]
-        | None
-    ) = None
-    """Further words for sbatch, e.g. `--reservation=paper`; those of a GPU type replace the site's."""
-    nodes: Annotated[int, Field(ge=1, strict=True)] | None = None
-    """Nodes that there are; a cell that needs more is refused in the plan. None: not known."""
-    cpus_per_rank: Annotated[int, Field(ge=1, strict=True)] | None = None
-    """CPUs that each rank is bound to; None: the job asks for one a rank, and the ranks share all that it
-    gets, of exclusive nodes all there are."""
-    memory_per_node_gib: Annotated[float, Field(gt=0, strict=True)] | None = None
-    """Host memory in GiB that a job asks of each node at its first attempt; None leaves it to Slurm."""
-    memory_per_node_max_gib: Annotated[float, Field(gt=0, strict=True)] | None = None
-    """Host memory in GiB that a node has for jobs: retries ask for more, up to this. None: no growth."""
-    runtime_min: Annotated[int, Field(ge=1, strict=True)] | None = None
-    """Time limit in minutes of a job's first attempt; default 120."""
-    runtime_max_min: Annotated[int, Field(ge=1, strict=True)] | None = None
-    """Longest time limit in minutes that the partition allows: retries ask for more, up to this.
-    None: no growth."""
 
 
 class GpuType(StrictModel):
@@ -173,6 +98,10 @@ class GpuType(StrictModel):
     Ranks and meters run after them, with the `python` that they leave first on PATH."""
     slurm: SlurmWords | None = None
     """What jobs on this type ask of Slurm; what is left out is taken from the site's `slurm`."""
+    links: Links | None = None
+    """What ranks on this type exchange over; what is left out is taken from the site's `links`."""
+    price_gpu_hour: NotNegative | None = None
+    """Price of an hour of one GPU of this type, in the currency of the site's `prices`; None: theirs."""
 
     @model_validator(mode="after")
     def _meter_fits(self) -> GpuType:
@@ -259,6 +188,18 @@ class Site(StrictModel):
     with its time limit and all GPUs that it holds, of exclusive nodes all. None: no limit."""
     leftover_jobs: Literal["wait", "cancel"] = "wait"
     """What a run does with jobs of an earlier, killed run that still go on for its cells."""
+    links: Links | None = None
+    """What ranks exchange over, for the plan; None: what data sheets say, otherwise stated assumptions."""
+    prices: Prices | None = None
+    """What time and energy cost; None: the plan names no price."""
+    pue: Annotated[float, Field(ge=1, strict=True)] | None = None
+    """Power usage effectiveness: energy of the whole computing centre over that of its machines; for the
+    price of electricity and for carbon. None: neither is known."""
+    carbon: Carbon | None = None
+    """What a kWh emits; None: the plan names no carbon."""
+    calibration: dict[CalibrationKey, Calibration] = {}
+    """Factors fitted to finished cells, by GPU type and engine; `shardwatt calibrate` writes them into
+    STEM.calibration.yaml beside the site's file STEM.yaml, from where they are read too."""
 
     def words(self, gpu: str) -> SlurmWords:
         """What jobs on a GPU type ask of Slurm: the type's own words over the site's."""
@@ -267,6 +208,36 @@ class Site(StrictModel):
             if words is not None:
                 merged |= {key: value for key, value in words.model_dump().items() if value is not None}
         return SlurmWords(**merged)
+
+    def link(self, gpu: str, where: Literal["inside", "between"]) -> LinkFigures | None:
+        """What ranks on a GPU type exchange over: the type's own figures, or the site's; None: not said."""
+        for links in (self.gpus[gpu].links, self.links):
+            figures: LinkFigures | None = getattr(links, where, None)
+            if figures is not None:
+                return figures
+        return None
+
+    def price_gpu_hour(self, gpu: str) -> float | None:
+        """Price of an hour of one GPU of a type, in the currency of `prices`; None: it has none."""
+        if self.prices is None or self.gpus[gpu].price_gpu_hour is not None:
+            return self.gpus[gpu].price_gpu_hour
+        return self.prices.gpu_hour
+
+    @model_validator(mode="after")
+    def _check_calibration(self) -> Site:
+        if problem := calibration_problem(self.calibration, self.gpus):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _check_prices(self) -> Site:
+        priced = [gpu for gpu, kind in self.gpus.items() if kind.price_gpu_hour is not None]
+        if priced and self.prices is None:
+            raise ValueError(
+                f"gpus.{priced[0]}.price_gpu_hour: found a price and no `prices`; expected "
+                "prices: {currency: …, source: …} in the site, which says what of and from where"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_words(self) -> Site:
@@ -284,10 +255,9 @@ class Site(StrictModel):
             for low, high, unit in (
                 ("memory_per_node_gib", "memory_per_node_max_gib", "GiB"),
                 ("runtime_min", "runtime_max_min", "min"),
+                ("runtime_floor_min", "runtime_max_min", "min"),
             ):
-                first, most = getattr(words, low), getattr(words, high)
-                if low == "runtime_min":
-                    first = first or DEFAULT_RUNTIME_MIN
+                first, most = getattr(words, low) or _UNSAID.get(low), getattr(words, high)
                 if most is not None and (first is None or most < first):
                     found = "no" if first is None else f"{first:g} {unit} of"
                     raise ValueError(
@@ -306,17 +276,38 @@ class Site(StrictModel):
 def load_site(paths: Sequence[Path]) -> Site:
     """Read a site from its files; top-level keys of later files replace those of earlier ones.
 
+    Beside each file its calibration is read, if there is one; entries of later ones replace earlier ones.
+
     Raises:
-        SiteError: no file is given, or one is wrong.
+        SiteError: no file is given, or one is wrong, or a calibration is of a GPU type that the site has not.
     """
     if not paths:
         raise SiteError(
             "no site: expected a site file; run with --profile profiles/local, or pass one with --configfile"
         )
     content: dict[str, Any] = {}
+    fitted: dict[Path, dict[str, Calibration]] = {}
     for path in paths:
         content |= read_mapping(path, SiteError)
-    return parse_site(content, ", ".join(str(path) for path in paths))
+        fitted[calibration_file(path)] = load_calibration(calibration_file(path))
+    site = parse_site(content, ", ".join(str(path) for path in paths))
+    for path, entries in fitted.items():
+        if problem := calibration_problem(entries, site.gpus):
+            raise SiteError(f"{path}: {problem}")
+    return site.model_copy(
+        update={"calibration": dict(ChainMap(*reversed(fitted.values()), site.calibration))}
+    )
+
+
+def load_calibration(path: Path) -> dict[str, Calibration]:
+    """Read a calibration by GPU type and engine; empty where there is no such file.
+
+    Raises:
+        SiteError: it is no calibration.
+    """
+    if not path.is_file():
+        return {}
+    return parse_model(CalibrationFile, read_mapping(path, SiteError), path, SiteError).calibration
 
 
 def parse_site(content: Mapping[str, Any], source: object) -> Site:

@@ -43,6 +43,9 @@ class Peak(StrictModel):
     tflops: Tflops | None = None
     """Dense operations in 10^12 a second by precision (`fp32`, `bf16`, `fp16`), likewise; those left out are
     unknown."""
+    idle_w: Rate | None = None
+    """Power in W of one GPU at rest with its driver loaded, or for `cpu` of the machine's processors
+    together: with `tdp_w` the plan predicts watts from it. None: an assumption."""
     source: Annotated[str, Field(min_length=1)]
     """Where the figures come from: a data sheet, or how they were measured. Written into every record."""
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
-from shardwatt.cell import AXES, AXIS_PATTERNS, COUNT_AXES, NAME_WORDS, STUDY_PATTERN, is_axis_value
+from shardwatt.cell import AXES, AXIS_PATTERNS, COUNT_AXES, NAME_WORDS, STUDY_PATTERN, Cell, is_axis_value
+from shardwatt.engines import simulated_counterpart
 from shardwatt.errors import StudyError, suggestion
 from shardwatt.yamlfile import Form, StrictModel, parse_model, read_mapping
 
 Count = Annotated[int, Field(ge=1, le=999_999, strict=True)]
 Item = TypeVar("Item")
+
+#: Words that stand for a number of shards or rows, which the plan's memory model finds for each cell.
+FEWEST = "minimum"
+LARGEST = "maximum"
+
+#: What becomes of cells that do not fit by the plan.
+Unfit = Literal["leave-out", "run"]
 
 
 def _as_list(value: object) -> object:
@@ -24,9 +34,9 @@ def _as_list(value: object) -> object:
 
 
 def _no_doubles(values: list[Item]) -> list[Item]:
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{value!r} stands {values.count(value)} times; expected each value once")
+    for value, times in Counter(values).items():
+        if times > 1:
+            raise ValueError(f"{value!r} stands {times} times; expected each value once")
     return values
 
 
@@ -55,6 +65,7 @@ EngineName = Annotated[str, Form(AXIS_PATTERNS["engine"], NAME_WORDS)]
 ModelName = Annotated[str, Form(AXIS_PATTERNS["model"], NAME_WORDS)]
 GpuName = Annotated[str, Form(AXIS_PATTERNS["gpu"], NAME_WORDS)]
 DatasetName = Annotated[str, Form(AXIS_PATTERNS["dataset"], NAME_WORDS)]
+StudyName = Annotated[str, Form(STUDY_PATTERN, NAME_WORDS)]
 Precision = Literal["fp32", "bf16", "fp16"]
 CudaGraphs = Literal["one-shard", "always", "never"]
 
@@ -70,7 +81,8 @@ def _count_or(word: str) -> BeforeValidator:
     return BeforeValidator(check, json_schema_input_type=Count | Literal[word])
 
 
-Shards = Annotated[int | str, _count_or("minimum")]
+Shards = Annotated[int | str, _count_or(FEWEST)]
+Batch = Annotated[int | str, _count_or(LARGEST)]
 Cap = Annotated[int | str, _count_or("none")]
 
 
@@ -96,7 +108,7 @@ class Block(StrictModel):
     name: str | None = None
     """What this block is for: a note to whoever reads the study."""
     engine: OneOrMore[EngineName] = ["reference"]
-    """The inference loop."""
+    """The inference loop; `simulated` or `simulated-NAME` runs no model and rehearses `reference` or NAME."""
     model: OneOrMore[ModelName]
     """Names of models: folders below the site's `models`, or recipes in config/models."""
     precision: OneOrMore[Precision] = ["fp16"]
@@ -105,8 +117,8 @@ class Block(StrictModel):
     """GPU types that the site names."""
     shards: OneOrMore[Shards]
     """Devices that one model is split over; `minimum` means the fewest that fit."""
-    batch: OneOrMore[Count]
-    """Prompts answered together."""
+    batch: OneOrMore[Batch]
+    """Prompts answered together; `maximum` means the largest power of two that fits, up to `prompts`."""
     length: OneOrMore[Count]
     """Maximum number of new tokens per response."""
     dataset: OneOrMore[DatasetName]
@@ -115,6 +127,12 @@ class Block(StrictModel):
     """Power limit of each GPU in W, or `none`."""
     repeat: OneOrMore[Count] = [1]
     """Which repetitions, e.g. [1, 2, 3]."""
+    unfit: Unfit | None = None
+    """What becomes of this block's cells that do not fit; None: as the study says."""
+
+    def names(self, cell: Cell) -> bool:
+        """Whether each of a cell's values stands in the block, other than as `minimum` or `maximum`."""
+        return all(str(getattr(cell, axis)) in map(str, getattr(self, axis)) for axis in AXES)
 
 
 class Constants(StrictModel):
@@ -152,8 +170,16 @@ class Constants(StrictModel):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _needs(schema: dict[str, Any]) -> None:
+    """Tell editors that a study that rehearses another one needs no prompts and no matrix of its own."""
+    schema["required"] = ["title"]
+    schema["anyOf"] = [{"required": ["prompts", "matrix"]}, {"required": ["rehearses"]}]
+
+
 class Study(Constants):
     """A study file: constants, a matrix of blocks, and exclusions."""
+
+    model_config = ConfigDict(json_schema_extra=_needs)
 
     title: str
     """One line that says what the study is about; heads its report."""
@@ -164,11 +190,29 @@ class Study(Constants):
     estimated or not be had; `any` runs it, and its figures say what they are."""
     exclude: list[Exclusion] = []
     """Cells to leave out: a cell is excluded if it matches every axis of an entry."""
+    unfit: Unfit = "leave-out"
+    """What becomes of cells that do not fit into their GPUs by the plan: left out of the run and told in
+    its tables, or run all the same."""
+    rehearses: StudyName | None = None
+    """Another study, whose matrix, exclusions and constants this one takes, with a simulated engine in place
+    of each; keys that stand here replace that study's."""
+    simulated_window_s: Annotated[float, Field(gt=0, le=3600, strict=True)] = 2.0
+    """Time in s that a simulated engine takes for a cell, however long the plan says that it takes."""
+    max_cells: Annotated[int, Field(ge=1, strict=True)] = 100_000
+    """Most cells that the matrix may have, exclusions and doubles counted."""
 
     @property
     def constants(self) -> Constants:
         """The constants alone."""
         return Constants(**{key: getattr(self, key) for key in Constants.model_fields})
+
+    def runs_unfit(self, cell: Cell) -> bool:
+        """Whether one of the study's cells is to run although it does not fit by the plan.
+
+        So it is if any of the blocks that have it says so, or says nothing where the study does. `minimum`
+        and `maximum` stand for numbers that fit: no such cell comes from them.
+        """
+        return any((block.unfit or self.unfit) == "run" and block.names(cell) for block in self.matrix)
 
 
 def study_file(root: Path, name: str) -> Path:
@@ -182,18 +226,70 @@ def study_names(root: Path) -> list[str]:
 
 
 def load_study(root: Path, name: str) -> Study:
-    """Read and check a study.
+    """Read and check a study; of one that rehearses another, the cells and constants are filled in.
 
     Raises:
-        StudyError: there is no such study, or its file has a mistake.
+        StudyError: there is no such study, or its file or that of the study it rehearses has a mistake.
     """
+    path, content = study_file(root, name), _content(root, name)
+    rehearsed = content.get("rehearses")
+    if rehearsed is not None:
+        content = {**_taken(root, path, rehearsed, own=content), **content}
+    study = parse_model(Study, content, path, StudyError)
+    return study if study.rehearses is None else _simulated(study)
+
+
+def _content(root: Path, name: str) -> dict[str, Any]:
+    """What a study's file says, unchecked."""
     path = study_file(root, name)
     if re.fullmatch(STUDY_PATTERN, name) is None:
-        raise StudyError(f"'{name}' cannot name a study; expected {NAME_WORDS} ({path.parent}/NAME.yaml)")
+        where = study_file(root, "NAME")
+        raise StudyError(f"'{name}' cannot name a study; expected {NAME_WORDS} ({where})")
     if not path.is_file():
         known = study_names(root)
         raise StudyError(
             f"unknown study '{name}'{suggestion(name, known)}; known: {', '.join(known) or 'none'} "
             f"(a study is a file {path.parent}/NAME.yaml)"
         )
-    return parse_model(Study, read_mapping(path, StudyError), path, StudyError)
+    return read_mapping(path, StudyError)
+
+
+#: What a rehearsal takes from the study that it rehearses, beside its constants.
+_TAKEN = ("matrix", "exclude", "unfit", "max_cells")
+
+
+def _taken(root: Path, path: Path, rehearsed: object, *, own: Iterable[str]) -> dict[str, Any]:
+    """The keys that a rehearsal takes; exclusions, and what becomes of unfit cells, with their matrix alone.
+
+    Raises:
+        StudyError: it is no name, or the other study is not there, has a mistake, or is a rehearsal itself.
+    """
+    if not isinstance(rehearsed, str) or re.fullmatch(STUDY_PATTERN, rehearsed) is None:
+        raise StudyError(
+            f"{path}: rehearses: found {rehearsed!r}; expected the name of a study: {NAME_WORDS}"
+        )
+    try:
+        content = _content(root, rehearsed)
+    except StudyError as problem:
+        raise StudyError(f"{path}: rehearses: {problem}") from None
+    if "rehearses" in content:
+        raise StudyError(
+            f"{path}: rehearses: '{rehearsed}' is a rehearsal itself; expected a study with a matrix to run"
+        )
+    other = parse_model(Study, content, study_file(root, rehearsed), StudyError)
+    keys = {*Constants.model_fields, *(_TAKEN if "matrix" not in own else ())}
+    return other.model_dump(include=keys)
+
+
+def _simulated(study: Study) -> Study:
+    """The same study with every engine replaced by its simulated counterpart."""
+    matrix = [
+        block.model_copy(update={"engine": list(dict.fromkeys(map(simulated_counterpart, block.engine)))})
+        for block in study.matrix
+    ]
+    exclude = [
+        {axis: [simulated_counterpart(str(value)) for value in values] if axis == "engine" else values
+         for axis, values in entry.items()}
+        for entry in study.exclude
+    ]  # fmt: skip
+    return study.model_copy(update={"matrix": matrix, "exclude": exclude})

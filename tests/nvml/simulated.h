@@ -30,10 +30,19 @@ void read_programme(int gpu, const char *text);
 double elapsed_s(void);
 double since_origin_s(double monotonic_s);
 double monotonic_s(void);
-/* Power in W at a time after the origin if nothing were to limit it. */
+/* Power of the programme in W at a time after the origin if nothing were to limit it. */
 double unlimited_w(int gpu, double at_s);
-/* Joules from the origin to a time after it if a limit in W had always held. */
+/* Joules of the programme from the origin to a time after it if a limit in W had always held. */
 double limited_j(int gpu, double until_s, double limit_w);
+
+/* draws.c */
+
+/* Find the file that says what GPUs draw. */
+void find_draws(void);
+/* Power in W at a time after the origin, drawn or else of the programme, if nothing were to limit it. */
+double wanted_w(int gpu, double at_s);
+/* Joules from a time after the origin to another if a limit in W held all the time. */
+double wanted_j(int gpu, double from_s, double to_s, double limit_w);
 
 /* limits.c */
 
@@ -46,4 +55,6 @@ int limits_of(int gpu, const Limit **limits);
 /* simulated_nvml.c */
 
 int index_of(const void *handle);
+/* The UUID of a GPU of this host. */
+void uuid_of(int gpu, char *uuid, unsigned int length);
 #endif

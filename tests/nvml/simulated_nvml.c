@@ -21,6 +21,7 @@
  *   SIMULATED_NVML_STATE        file that remembers the power limits that were set, for all processes; a limit
  *                               holds the power down from the moment on at which it was set. Without the
  *                               file limits cannot be set
+ *   SIMULATED_NVML_DRAW         file in which programs say what GPUs draw in place of their programmes (draws.c)
  *   SIMULATED_NVML_FAULTS       "GPU:KIND", "GPU:KIND@S" (from S on) or "GPU:KIND@S-S", separated by ';'
  *
  * KIND: lost, mig; still (a counter that stands), backwards (that jumps down), reset (that begins at 0 again);
@@ -73,6 +74,7 @@ int nvmlInitWithFlags(unsigned int flags) {
     }
     read_faults();
     find_limits();
+    find_draws();
     return OK;
 }
 
@@ -93,15 +95,18 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **gpu) {
     return OK;
 }
 
+void uuid_of(int gpu, char *uuid, unsigned int length) {
+    snprintf(uuid, length, "GPU-%08x-0000-0000-0000-%012d", host_number(), gpu);
+}
+
 int nvmlDeviceGetUUID(void *gpu, char *uuid, unsigned int length) {
-    snprintf(uuid, length, "GPU-%08x-0000-0000-0000-%012d", host_number(), index_of(gpu));
-    return OK;
+    return uuid_of(index_of(gpu), uuid, length), OK;
 }
 
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **gpu) {
     for (int i = 0; i < gpu_count; i++) {
         char own[80];
-        nvmlDeviceGetUUID(&gpus[i], own, sizeof own);
+        uuid_of(i, own, sizeof own);
         if (!strcmp(own, uuid)) return *gpu = &gpus[i], OK;
     }
     return NOT_FOUND;
@@ -152,11 +157,11 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *gpu, unsigned int *count, Proc
 
 /* --- joules and watts --- */
 
-/* What is drawn at a time: the programme, held down by the limit of that time. */
+/* What is drawn at a time: what is wanted, held down by the limit of that time. */
 static double power_w(int gpu, double at_s) {
     const Limit *limits;
     int count = limits_of(gpu, &limits);
-    double power = unlimited_w(gpu, at_s), limit_w = limits[0].limit_w;
+    double power = wanted_w(gpu, at_s), limit_w = limits[0].limit_w;
     for (int i = 1; i < count && limits[i].from_s <= at_s; i++) limit_w = limits[i].limit_w;
     return power < limit_w ? power : limit_w;
 }
@@ -168,7 +173,7 @@ static double energy_j(int gpu, double until_s) {
     double joules = 0;
     for (int i = 0; i < count && limits[i].from_s < until_s; i++) {
         double to_s = i + 1 < count && limits[i + 1].from_s < until_s ? limits[i + 1].from_s : until_s;
-        joules += limited_j(gpu, to_s, limits[i].limit_w) - limited_j(gpu, limits[i].from_s, limits[i].limit_w);
+        joules += wanted_j(gpu, limits[i].from_s, to_s, limits[i].limit_w);
     }
     return joules;
 }
@@ -264,7 +269,7 @@ int nvmlDeviceGetCurrentClocksThrottleReasons(void *handle, unsigned long long *
     int gpu = index_of(handle);
     double at_s = elapsed_s();
     setting_of("THROTTLE", "0", gpu, text, sizeof text);
-    *reasons = strtoull(text, NULL, 0) | (power_w(gpu, at_s) < unlimited_w(gpu, at_s) ? POWER_CAP_REASON : 0);
+    *reasons = strtoull(text, NULL, 0) | (power_w(gpu, at_s) < wanted_w(gpu, at_s) ? POWER_CAP_REASON : 0);
     return state_of(gpu, "throttle");
 }
 

@@ -37,7 +37,7 @@ class Cluster:
         base: the cluster's folder; created if need be. Another cluster needs another folder.
         accounting: with slurmdbd and a database, so that `sacct` answers.
         groups: the nodes.
-        conf: further lines for slurm.conf, e.g. `Epilog=/path`.
+        conf: further lines for slurm.conf, e.g. `Epilog=/path`; they replace those of the same key.
 
     Raises:
         ClusterError: the folder cannot hold a cluster.

@@ -98,10 +98,12 @@ def write_config(layout: Layout, more: Sequence[str] = ()) -> None:
 
     Args:
         layout: the cluster's.
-        more: lines for slurm.conf, e.g. `Epilog=/path`.
+        more: lines for slurm.conf, e.g. `Epilog=/path`; they replace those of the same key.
     """
     base = layout.base
-    layout.slurm_conf.write_text("".join(f"{line}\n" for line in more) + _slurm_conf(layout))
+    own = {line.partition("=")[0] for line in more}
+    usual = [line for line in _slurm_conf(layout).splitlines() if line.partition("=")[0] not in own]
+    layout.slurm_conf.write_text("".join(f"{line}\n" for line in [*more, *usual]))
     (base / "gres.conf").write_text(_gres_conf(layout))
     (base / "cgroup.conf").write_text(CGROUP_CONF.format(mountpoint=layout.folder("cgroup")))
     (base / "hosts").write_text(_hosts(layout))

@@ -10,14 +10,17 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from shardwatt.analysis.aggregate import aggregate, read_cells, write_cells
+from shardwatt.analysis.aggregate import aggregate, aggregate_devices, read_cells, write_cells
 from shardwatt.analysis.columns import COLUMNS, DEVICE_COLUMNS, WITH_INTERVAL, markdown, with_columns
 from shardwatt.analysis.figures import QUANTITIES
 from shardwatt.analysis.survey import survey
+from shardwatt.analysis.tables import bare_minimum, tables
 from shardwatt.cell import Cell
 from shardwatt.cellfiles import write_table
 from shardwatt.errors import RecordError
 from shardwatt.layout import CellPaths
+from shardwatt.plan.leftout import LeftOut
+from shardwatt.plan.memory import MemoryNeed
 from shardwatt.readings import Status
 from synthetic_cells import (
     CONSTANTS,
@@ -167,6 +170,28 @@ def test_a_study_without_any_record_still_has_its_rows(tmp_path: Path) -> None:
     assert read_cells(parquet)["outcome"].tolist() == ["missing", "missing"]
 
 
+def test_a_cell_that_is_left_out_has_its_planned_memory_and_is_named_so(tmp_path: Path) -> None:
+    cells = [make_cell(batch=batch, dataset=name) for batch in (64, 512) for name in ("alpaca", "gsm8k")]
+    for cell in cells[:2]:
+        write_ok(tmp_path, cell)
+    need = MemoryNeed(weights_gib=15.5, kv_cache_gib=28.0, activations_gib=1.0, workspace_gib=0.75)
+
+    def left_out(cell: Cell) -> LeftOut:
+        return LeftOut(cell, need, 32.0)
+
+    frame = aggregate(survey(tmp_path, STUDY, cells, CONSTANTS, left_out=left_out))
+    assert frame["outcome"].tolist() == ["ok", "ok", "does_not_fit", "does_not_fit"]
+    assert frame["reason"].tolist()[2:] == ["predicted", "predicted"]
+    assert frame["planned_memory_gib"].tolist() == [14.75, 14.75, 45.25, 45.25]
+    assert frame["planned_allocated_gib"].tolist()[2:] == [44.5, 44.5]
+    assert frame["energy_j"].isna().tolist() == [False, False, True, True]
+    by_name = {table.name: table for table in tables(frame)}
+    assert by_name["table-2"].rows[0]["above"] == "512: does not fit (predicted)"
+    assert [row["reason"] for row in by_name["outcomes"].rows] == ["predicted", "predicted"]
+    alone = aggregate(survey(tmp_path, STUDY, cells[2:], CONSTANTS, left_out=left_out))
+    assert bare_minimum(alone).rows[0]["above"] == "2 does not fit (predicted)"
+
+
 def test_a_table_that_is_not_one_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="aggregate again"):
         read_cells(tmp_path / "cells.parquet")
@@ -204,3 +229,27 @@ def test_columns_are_unique_complete_and_say_which_figures_show_them() -> None:
         assert {name for name in names if kind in used[name]} >= shown
         assert {n for n in WITH_INTERVAL if kind in used[n]} == shown & set(WITH_INTERVAL)
         assert {n for n in WITH_INTERVAL if kind in used[f"{n}_low"]} == shown & set(WITH_INTERVAL)
+
+
+def test_simulated_cells_are_told_apart_and_have_no_intervals(tmp_path: Path) -> None:
+    cells = [make_cell(engine=engine, repeat=n) for engine in ("fast", "simulated") for n in (1, 2, 3)]
+    cells += [make_cell(engine="simulated-fast"), make_cell(engine="simulated", batch=5)]
+    for cell in cells[:-1]:
+        write_ok(tmp_path, cell)
+    frame = _frame(tmp_path, cells)
+    assert frame["simulated"].tolist() == [False] * 3 + [True] * 5, "also one that has not run"
+    assert frame["interval_kind"].notna().tolist() == [True] * 3 + [False] * 5
+    assert frame["power_w_low"].notna().tolist() == [True] * 3 + [False] * 5
+
+
+def test_devices_of_simulated_cells_are_marked_too(tmp_path: Path) -> None:
+    cells = [make_cell(engine=engine) for engine in ("fast", "simulated-fast")]
+    for cell in cells:
+        write_ok(tmp_path, cell)
+    states = survey(tmp_path, STUDY, cells, CONSTANTS)
+    devices = aggregate_devices(states, aggregate(states))
+    marked = devices.groupby("engine")["simulated"].unique().to_dict()
+    assert {engine: list(found) for engine, found in marked.items()} == {
+        "fast": [False],
+        "simulated-fast": [True],
+    }

@@ -14,12 +14,13 @@ from matplotlib.text import Text
 
 from shardwatt.analysis.aggregate import aggregate
 from shardwatt.analysis.canvas import compose
-from shardwatt.analysis.figures import draw, figure_of, in_words, page
-from shardwatt.analysis.panels import COLOURS, HATCHES, rounded
+from shardwatt.analysis.figures import describe, draw, figure_of, in_words, page
+from shardwatt.analysis.panels import COLOURS, HATCHES
 from shardwatt.analysis.survey import survey
 from shardwatt.cell import Cell
 from shardwatt.figurelist import FigureSpec, Kind, figures
 from shardwatt.readings import Status
+from shardwatt.units import rounded
 from synthetic_cells import (
     CONSTANTS,
     STUDY,
@@ -210,3 +211,51 @@ def test_words_for_readers_who_cannot_see(tmp_path: Path) -> None:
 )
 def test_values_are_rounded_to_three_digits(value: float, text: str) -> None:
     assert rounded(value) == text
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.ENGINES])
+def test_a_figure_of_simulated_cells_has_the_word_in_title_panels_and_notes(
+    tmp_path: Path, kind: Kind
+) -> None:
+    cells = [make_cell(engine="simulated", shards=shards) for shards in (2, 4)]
+    for cell in cells:
+        write_ok(tmp_path, cell)
+    frame, spec = _frame(tmp_path, cells), _spec(cells, kind)
+    figure = figure_of(frame, spec)
+    texts = [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
+    assert any(text.endswith("(simulated)") for text in texts), "the title"
+    assert any("Simulated: no model ran" in " ".join(text.split()) for text in texts), "the notes"
+    assert "imulated" in describe(frame, spec)
+    if kind is not Kind.RATIOS:
+        assert all("simulated" in [text.get_text() for text in axes.texts] for axes in figure.axes)
+
+
+def test_joules_of_simulated_devices_are_not_called_measured_alone(tmp_path: Path) -> None:
+    cells = [make_cell(engine="simulated")]
+    write_ok(tmp_path, cells[0])
+    texts = _texts(figure_of(_frame(tmp_path, cells), _spec(cells, Kind.POWER)))
+    assert "measured, nvml_counter of simulated devices" in texts
+
+
+def test_simulated_estimates_are_both(tmp_path: Path) -> None:
+    cells = [make_cell(engine="simulated")]
+    write_ok(tmp_path, cells[0], Numbers(status=Status.ESTIMATED))
+    (axes,) = _figure(tmp_path, cells).axes
+    assert "simulated, estimated" in [text.get_text() for text in axes.texts]
+
+
+def test_engines_of_both_kinds_beside_each_other_are_partly_simulated(tmp_path: Path) -> None:
+    cells = [make_cell(engine=engine) for engine in ("reference", "simulated")]
+    for cell in cells:
+        write_ok(tmp_path, cell)
+    figure = _figure(tmp_path, cells, Kind.ENGINES)
+    assert "Engines side by side: llama-7b on v100 (partly simulated)" in _texts(figure)
+    assert all("partly simulated" in [text.get_text() for text in axes.texts] for axes in figure.axes)
+
+
+def test_figures_of_cells_that_ran_do_not_speak_of_simulation(tmp_path: Path) -> None:
+    cells = [make_cell(shards=shards) for shards in (2, 4)]
+    for cell in cells:
+        write_ok(tmp_path, cell)
+    frame = _frame(tmp_path, cells)
+    assert not [spec for spec in figures(cells) if "imulated" in _texts(figure_of(frame, spec))]

@@ -16,6 +16,8 @@ from shardwatt.analysis.survey import CellState, State, survey
 from shardwatt.attempts import Attempt, Claim
 from shardwatt.layout import CellPaths, claim_file
 from shardwatt.leftovers import comment_of
+from shardwatt.plan.leftout import LeftOut
+from shardwatt.plan.memory import MemoryNeed
 from shardwatt.recordfiles import write
 from shardwatt.run.exchange import Progress, write_progress
 from shardwatt.slurmjob import SlurmJob
@@ -64,6 +66,16 @@ def test_a_cell_waits_for_its_turn_in_a_job_of_several_cells(tmp_path: Path) -> 
     paths.logs.mkdir(parents=True)
     write(Attempt(job_id="42", node="n0", pid=1, started_at=STARTED), paths.attempt("42"))
     assert state_of(tmp_path, [job]).state is State.RUNNING
+
+
+def test_a_job_beats_the_plan_that_leaves_its_cell_out(tmp_path: Path) -> None:
+    """It was submitted before the plan said so, or by hand."""
+    need = MemoryNeed(weights_gib=15.5, kv_cache_gib=28.0, activations_gib=1.0, workspace_gib=0.75)
+    states = survey(tmp_path, STUDY, [CELL], CONSTANTS, left_out=lambda cell: LeftOut(cell, need, 32.0))
+    (state,) = with_live_attempts(tmp_path, STUDY, states, [], prompts=20)
+    assert (state.state, state.reason) == (State.DOES_NOT_FIT, "predicted")
+    (state,) = with_live_attempts(tmp_path, STUDY, states, [RUNNING], prompts=20)
+    assert (state.state, state.job_id) == (State.RUNNING, "42")
 
 
 def test_a_retry_beats_an_older_failure_and_a_refused_record(tmp_path: Path) -> None:

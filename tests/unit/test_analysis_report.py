@@ -12,6 +12,7 @@ import pytest
 from shardwatt.analysis.aggregate import read_cells
 from shardwatt.analysis.build import build_all, build_cells, build_figures, build_report, build_tables
 from shardwatt.analysis.summary import SIGNS, cell_map
+from shardwatt.analysis.tables import TABLES
 from shardwatt.cell import Cell
 from shardwatt.errors import RecordError, ShardwattError
 from shardwatt.layout import CellPaths
@@ -81,7 +82,7 @@ def test_everything_is_built_from_what_there_is(mixed: Path) -> None:
         "tables",
     }
     assert len(list((out / "figures").iterdir())) == 6 * 3
-    assert len(list((out / "tables").iterdir())) == 6 * 3
+    assert len(list((out / "tables").iterdir())) == len(TABLES) * 3
 
 
 def test_text_from_models_and_messages_is_escaped(mixed: Path) -> None:
@@ -185,3 +186,30 @@ def test_map_puts_cells_of_one_model_under_their_own_columns(tmp_path: Path) -> 
     assert [heading.text for heading in layout.headings[2]] == ["4", "5"]
     assert [[len(signs) for signs in places] for _, places in layout.rows] == [[0, 2], [1, 0]]
     assert {sign for sign, _ in SIGNS.values()} >= {"✓", "!"}
+
+
+def test_a_report_of_simulated_cells_says_so_at_its_head_and_at_every_number(tmp_path: Path) -> None:
+    cells = [make_cell(engine="simulated", batch=batch) for batch in (4, 5)]
+    for cell in cells:
+        write_ok(tmp_path, cell)
+    build_all(tmp_path, STUDY, SYNTHETIC, cells, tmp_path / "out")
+    html = _html(tmp_path)
+    head, _, rest = html.partition("<nav")
+    assert "(simulated)</title>" in head or "(simulated) ·" in head
+    assert '<span class="tag">simulated</span> Simulated: no model ran' in head
+    headlines = re.search(r'<ul class="headlines">(.*?)</ul>', rest, re.S)
+    assert headlines is not None
+    values = re.findall(r'<span class="value">(.*?)</span>', headlines[1], re.S)
+    assert len(values) == 5
+    assert all('class="tag">simulated' in value for value in values)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, re.S)
+    assert captions
+    assert all("(simulated)." in caption for caption in captions)
+    assert all(
+        "(simulated)" in title for title in re.findall(r"<h3>([^<]*(?:hardware|efficiency)[^<]*)</h3>", html)
+    )
+    assert "Sample responses" not in html, "nothing was answered"
+
+
+def test_a_report_of_cells_that_ran_does_not_speak_of_simulation(mixed: Path) -> None:
+    assert "imulated" not in re.sub(r"<style>.*?</style>", "", _html(mixed), flags=re.S)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from shardwatt.attempts import Attempt
 from shardwatt.cell import Cell
 from shardwatt.cellfiles import write_table
 from shardwatt.layout import CELL_FILES, CellPaths
+from shardwatt.plan.leftout import LeftOut
+from shardwatt.plan.memory import MemoryNeed
 from shardwatt.recordfiles import write
 from synthetic_cells import (
     CONSTANTS,
@@ -29,6 +32,7 @@ from synthetic_cells import (
 )
 
 CELL = make_cell()
+NEED = MemoryNeed(weights_gib=15.51, kv_cache_gib=28.0, activations_gib=1.0, workspace_gib=0.75)
 
 
 def _one(base: Path, cell: Cell = CELL, *, deep: bool = False) -> CellState:
@@ -111,7 +115,7 @@ def test_another_schema_version_is_invalid(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 1}))
     state = _one(tmp_path)
     assert state.state is State.INVALID
-    assert "schema version 1; expected 3" in (state.detail or "")
+    assert "schema version 1; expected 4" in (state.detail or "")
 
 
 @pytest.mark.parametrize("name", [name for name in CELL_FILES if name.endswith(".parquet")])
@@ -175,6 +179,43 @@ def test_an_attempt_without_an_end_is_named(tmp_path: Path) -> None:
     assert "job 42 started on node007" in (state.detail or "")
 
 
+def _left_out(cell: Cell) -> LeftOut:
+    return LeftOut(cell, NEED, 32.0)
+
+
+def test_a_cell_that_is_left_out_does_not_fit_until_there_is_a_record(tmp_path: Path) -> None:
+    cells = [make_cell(batch=batch) for batch in (1, 2, 4, 5, 10, 20)]
+    write_ok(tmp_path, cells[0])
+    write_does_not_fit(tmp_path, cells[1])
+    write_failed(tmp_path, cells[2])
+    write_torn(tmp_path, cells[3])
+    write_outdated(tmp_path, cells[4])
+    states = survey(tmp_path, STUDY, cells, CONSTANTS, left_out=_left_out)
+    assert [(str(state.state), state.reason) for state in states] == [
+        ("ok", None),
+        ("does_not_fit", "device_memory"),
+        ("does_not_fit", "predicted"),
+        ("invalid", "unreadable_record"),
+        ("outdated", "other_constants"),
+        ("does_not_fit", "predicted"),
+    ]
+    assert states[5].detail == (
+        "the plan needs 45.3 GiB of each v100, which has 32 GiB: "
+        "weights 15.5, KV cache 28.0, activations 1.0, workspace 0.8"
+    )
+    assert [state.left_out is not None for state in states] == [False, False, True, False, False, True]
+
+
+def test_only_the_cells_that_are_left_out_are_predicted(tmp_path: Path) -> None:
+    small, large = make_cell(batch=4), make_cell(batch=512)
+
+    def left_out(cell: Cell) -> LeftOut | None:
+        return _left_out(cell) if cell.batch == 512 else None
+
+    states = survey(tmp_path, STUDY, [small, large], CONSTANTS, left_out=left_out)
+    assert [state.reason for state in states] == ["not_run", "predicted"]
+
+
 def test_a_plain_survey_imports_nothing_heavy() -> None:
     code = (
         "import sys, shardwatt.analysis.survey; "
@@ -182,3 +223,27 @@ def test_a_plain_survey_imports_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_simulated_cell_has_read_no_model_and_no_data(tmp_path: Path) -> None:
+    """It is neither outdated by them, nor does it say which ones real cells of the study should have read."""
+    real, rehearsed = make_cell(), make_cell(engine="simulated")
+    write_ok(tmp_path, real)
+    write_ok(tmp_path, rehearsed, Numbers(model_fingerprint="simulated", dataset_sha256="simulated"))
+    expected: dict[str, Any] = {
+        "model_fingerprints": {(real.model, real.shards): Numbers().model_fingerprint},
+        "dataset_hashes": {real.dataset: Numbers().dataset_sha256},
+    }
+    for known in (dict[str, Any](), expected):
+        states = survey(tmp_path, STUDY, [rehearsed, real], CONSTANTS, **known)
+        assert [state.state for state in states] == [State.OK, State.OK]
+
+
+def test_a_simulated_cell_of_another_forecast_is_outdated(tmp_path: Path) -> None:
+    real, rehearsed = make_cell(), make_cell(engine="simulated")
+    write_ok(tmp_path, real)
+    write_ok(tmp_path, rehearsed, Numbers(model_fingerprint="simulated-1", dataset_sha256="simulated"))
+    for now, state in (("simulated-1", State.OK), ("simulated-2", State.OUTDATED)):
+        states = survey(tmp_path, STUDY, [rehearsed, real], CONSTANTS, played=lambda _, now=now: now)  # type: ignore[misc]
+        assert [found.state for found in states] == [state, State.OK]
+    assert (states[0].reason, states[0].record) == ("other_forecast", None)

@@ -161,3 +161,45 @@ def test_latex_and_markdown_escape_what_would_be_read_as_markup(tmp_path: Path) 
     table = _tables(tmp_path, [cell])["outcomes"]
     assert r"a \| b_c next 100% {" in as_markdown(table)
     assert r"a | b\_c next 100\% \{" in as_latex(table)
+
+
+def test_tables_of_simulated_cells_carry_the_word_in_title_note_and_column_in_every_format(
+    tmp_path: Path,
+) -> None:
+    cells = [make_cell(engine="simulated", cap=cap, length=n) for cap in ("150", "250") for n in (256, 512)]
+    for cell in cells:
+        write_ok(tmp_path, cell)
+    write_failed(tmp_path, failed := make_cell(engine="simulated", batch=5, cap="250"))
+    made = _tables(tmp_path, [*cells, failed])
+    with_rows = [table for table in made.values() if table.rows]
+    assert {table.name for table in with_rows} >= {"table-2", "table-3", "table-4", "efficiency", "outcomes"}
+    for table in with_rows:
+        assert table.title.endswith(" (simulated)")
+        assert table.note.startswith("Simulated: no model ran")
+        rows = list(csv.DictReader(io.StringIO(as_csv(table))))
+        assert {row["simulated"] for row in rows} == {"yes"}
+        assert {row.get("energy_status", "") for row in rows} <= {"simulated", ""}
+        assert all("simulated" in text for text in (as_markdown(table), as_latex(table)))
+
+
+def test_a_table_of_both_kinds_says_of_each_row_whether_it_is_simulated(tmp_path: Path) -> None:
+    cells = [make_cell(engine=engine) for engine in ("reference", "simulated")]
+    for cell in cells:
+        write_ok(tmp_path, cell)
+    made = _tables(tmp_path, cells)
+    for name in ("table-2", "efficiency"):
+        table = made[name]
+        assert table.title.endswith(" (partly simulated)")
+        rows = list(csv.DictReader(io.StringIO(as_csv(table))))
+        assert [(row["engine"], row["simulated"]) for row in rows] == [
+            ("reference", "no"),
+            ("simulated", "yes"),
+        ]
+        assert any(field.name == "simulated" for field in table.shown_fields)
+
+
+def test_tables_of_cells_that_ran_do_not_speak_of_simulation(tmp_path: Path) -> None:
+    cells = [make_cell(cap=cap) for cap in ("150", "250")]
+    for cell in cells:
+        write_ok(tmp_path, cell)
+    assert not [table for table in _tables(tmp_path, cells).values() if "simulated" in as_csv(table)]

@@ -180,4 +180,4 @@ def test_the_same_columns_under_another_schema_version_are_refused(
 ) -> None:
     path = tmp_path / "batches.parquet"
     pq.write_table(SCHEMAS[path.name].with_metadata(metadata).empty_table(), path)
-    assert refusal(path) == f"schema version {found}; expected 3"
+    assert refusal(path) == f"schema version {found}; expected 4"

@@ -124,7 +124,7 @@ def test_json_says_the_same_and_more(shardwatt: Shardwatt, two: Path) -> None:
     first = memory["ranks"][0]
     assert first["weights_gib"] == 59_552 * 2 / 2**30
     assert first["total_gib"] == pytest.approx(
-        sum(first[part + "_gib"] for part in ("weights", "kv_cache", "workspace"))
+        sum(first[part + "_gib"] for part in ("weights", "kv_cache", "activations", "workspace"))
     )
     assert first["fits_gib"] == list(GPU_SIZES_GIB)
 

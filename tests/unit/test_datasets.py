@@ -88,3 +88,44 @@ def test_every_address_in_the_projects_catalogue_is_pinned_to_a_revision() -> No
         if entry.url is not None:
             assert any(len(part) == 40 for part in entry.url.split("/")), entry.url
             assert entry.licence or entry in catalogue.tokenizers.values()
+
+
+LENGTHS = {"prompt_deciles": list(range(10, 120, 10)), "output_mean": 50, "source": "counted"}
+
+
+def test_lengths_are_for_the_plan_and_may_be_left_out(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert load_catalogue(tmp_path).dataset("gsm8k").tokens is None
+    write(tmp_path, tokens={**LENGTHS, "prompt_tail": [101, 105, 109]})
+    tokens = load_catalogue(tmp_path).dataset("gsm8k").tokens
+    assert tokens is not None
+    assert tokens.prompt_deciles[10] == 110
+    assert tokens.output_mean == 50
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt_deciles": [10, 20]}, "expected 11 prompt_deciles, and 3 counts of prompt_tail or none"),
+        ({"prompt_tail": [101]}, "expected 11 prompt_deciles, and 3 counts of prompt_tail or none"),
+        ({"prompt_deciles": [20, 10, *range(30, 120, 10)]}, "expected counts that never fall"),
+        ({"prompt_tail": [90, 105, 109]}, "expected counts that never fall"),
+        ({"prompt_tail": [101, 105, 111]}, "expected counts that never fall"),
+        ({"prompt_deciles": [0, *range(20, 120, 10)]}, "tokens.prompt_deciles.0"),
+        ({"output_mean": 0}, "tokens.output_mean"),
+        ({"source": ""}, "tokens.source"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write(tmp_path, tokens={**LENGTHS, **changes})
+    with pytest.raises(CatalogueError) as caught:
+        load_catalogue(tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_data_set_of_the_projects_catalogue_says_how_long_it_is() -> None:
+    for name, entry in load_catalogue(ROOT).datasets.items():
+        assert entry.tokens is not None, name
+        assert len(entry.tokens.prompt_tail) == 3, name
+        assert "assum" in entry.tokens.source, f"{name}: nobody has counted its responses"

@@ -42,8 +42,43 @@ def test_a_sheet_can_be_one_of_a_gpu_for_inference(name: str) -> None:
     assert fp32 is not None
     assert fp16 is not None
     assert 5e12 < fp32 < fp16 < 5e15
+    assert 16 <= sheet.link_gb_s <= 1000
+    assert 0.05 * sheet.tdp_w <= sheet.idle_w <= 0.25 * sheet.tdp_w
+    assert 0.04 < sheet.lowest_clock_mhz / sheet.clock_mhz < 0.25
     if named := re.search(r"-(\d+)gb$", name):
         assert sheet.memory_gib == int(named[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "link_gb_s", "clock_mhz"),
+    [
+        ("v100-pcie-32gb", 16, 1380),
+        ("v100-sxm2-32gb", 150, 1530),
+        ("a100-pcie-80gb", 32, 1410),
+        ("a100-sxm-80gb", 300, 1410),
+        ("h100-sxm-80gb", 450, 1830),
+        ("b200-sxm-180gb", 900, 1965),
+    ],
+)
+def test_links_are_those_of_one_direction(name: str, link_gb_s: float, clock_mhz: float) -> None:
+    """Makers print both directions together: 300 GB/s of a V100's NVLink are 150 each way."""
+    assert DATA_SHEETS[name].link_gb_s == link_gb_s
+    assert DATA_SHEETS[name].clock_mhz == clock_mhz
+
+
+@pytest.mark.parametrize(("name", "gb_s"), [("mi300x", 64), ("v100-sxm2-32gb", 50), ("a100-sxm-80gb", 100)])
+def test_two_devices_without_a_switch_have_a_part_of_the_links_between_them(name: str, gb_s: float) -> None:
+    sheet = DATA_SHEETS[name]
+    assert sheet.link_gb_s / sheet.peers == gb_s
+    assert sheet.meshed > sheet.peers
+
+
+@pytest.mark.parametrize("name", ["v100-sxm2-32gb", "a100-sxm-80gb", "h100-sxm-80gb"])
+def test_rates_are_what_the_matrix_units_do_at_the_boost_clock(name: str) -> None:
+    """Multiprocessors x operations a cycle of each, from NVIDIA's architecture whitepapers, x the clock."""
+    a_cycle = {"v100-sxm2-32gb": 80 * 1024, "a100-sxm-80gb": 108 * 2048, "h100-sxm-80gb": 132 * 4096}[name]
+    sheet = DATA_SHEETS[name]
+    assert sheet.flop_per_s["fp16"] == pytest.approx(a_cycle * sheet.clock_mhz * 1e6, rel=0.005)
 
 
 @pytest.mark.parametrize("name", [n for n, sheet in DATA_SHEETS.items() if sheet.compute_capability])
@@ -60,6 +95,6 @@ def test_the_table_shows_every_sheet_in_the_units_of_data_sheets() -> None:
     assert len(lines) == 2 + len(DATA_SHEETS)
     (row,) = (line for line in lines if line.startswith("| `v100s-pcie-32gb` |"))
     assert row == (
-        "| `v100s-pcie-32gb` | 32 | 1134 | 16.4 | none | 130 | 250 | 7.0 | "
+        "| `v100s-pcie-32gb` | 32 | 1134 | 16.4 | none | 130 | 250 | 7.0 | 16 | 25 | 135 to 1597 | "
         "NVIDIA V100 data sheet, January 2020 |"
     )

@@ -24,6 +24,7 @@ from shardwatt.errors import Reason
 from shardwatt.matrix import expand
 from shardwatt.models import Recipe
 from shardwatt.schemas import with_key_tables
+from shardwatt.shapes import Shapes
 from shardwatt.site import Site, load_site
 from shardwatt.study import Study
 
@@ -37,6 +38,7 @@ KINDS: dict[str, type[BaseModel]] = {
     "launcher": Site,
     "datasets": Catalogue,
     "mean_response_tokens": Recipe,
+    "architectures": Shapes,
 }
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -149,8 +151,8 @@ def test_commands_are_found_in_the_pages() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_target_of_make_exists(page: Path) -> None:
-    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make ([a-z]+)", text_of(page), re.MULTILINE)) <= known
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text_of(page), re.MULTILINE)) <= known
 
 
 def examples() -> list[Any]:

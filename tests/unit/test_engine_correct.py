@@ -27,7 +27,7 @@ from engine_cases import (
     stepped_logits_of,
     top_two_apart,
 )
-from shardwatt.engines import ENGINES
+from shardwatt.engines import MODEL_ENGINES
 from shardwatt.models import Checkpoint, Layout
 
 #: Of the largest logit.
@@ -85,14 +85,14 @@ def test_greedy_text_is_the_same_in_every_engine(tiny: Tiny) -> None:
     ends = {endless[0][4], endless[1][13]}
     texts = {
         name: answers(opened(name, tiny.saved["meta"], tiny.kind, eos_ids=ends), name, GREEDY, *ASKED)
-        for name in ENGINES
+        for name in MODEL_ENGINES
     }
     assert len({len(text) for text in texts["reference"]}) > 1
     places = close = 0
     for row, (prompt, text) in enumerate(zip(PROMPTS, texts["reference"], strict=True)):
         apart = top_two_apart(tiny.logits, prompt, text)
         places, close = places + len(apart), close + sum(gap <= BOUND for gap in apart)
-        for name in ENGINES:
+        for name in MODEL_ENGINES:
             place = first_difference(text, texts[name][row])
             assert place is None or apart[place] <= BOUND, f"{name}, row {row}, token {place}"
     print(f"{tiny.kind}: of {places} tokens, {close} with the likeliest two within the bound")

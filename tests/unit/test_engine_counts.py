@@ -18,7 +18,7 @@ from shardwatt.engine.fast.loop import Fast
 from shardwatt.engine.hf.generate import HuggingFace
 from shardwatt.engine.protocol import BatchRequest, BatchResult, Engine
 from shardwatt.engine.reference import Reference
-from shardwatt.engines import ENGINES
+from shardwatt.engines import MODEL_ENGINES
 from shardwatt.models import Checkpoint
 from shardwatt.modelwork import Work, flop
 from shardwatt.run.exchange import BatchPlan, BatchRun, PhaseTime
@@ -97,13 +97,13 @@ def as_run(request: BatchRequest, result: BatchResult) -> tuple[BatchPlan, Batch
     return plan, run
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", MODEL_ENGINES)
 def test_what_is_counted_went_through_the_layers_and_is_what_answers_need_or_more(
     saved: Checkpoint, name: str
 ) -> None:
     engine = opened(name, saved, "llama2-70b", eos_ids=ENDS)
     rows = count_rows(engine)
-    request = engine_tiny.ask(PROMPTS, 20, POSITIONS, rows=2 if ENGINES[name].queue else None)
+    request = engine_tiny.ask(PROMPTS, 20, POSITIONS, rows=2 if MODEL_ENGINES[name].queue else None)
     plan, run = as_run(request, engine.generate(request, GREEDY, lambda count: None))
     assert len({len(tokens) for tokens in run.tokens}) > 1, "rows end at different places"
     work = phase_work(name, [plan], [run])

@@ -11,7 +11,7 @@ import torch
 import engine_tiny
 from shardwatt.engine.load import LOADERS, load_engine
 from shardwatt.engine.protocol import Engine, Sampling
-from shardwatt.engines import ENGINES
+from shardwatt.engines import MODEL_ENGINES
 from shardwatt.errors import CellFailure, Reason
 from shardwatt.models import Checkpoint
 
@@ -20,11 +20,11 @@ def opened(name: str, checkpoint: Checkpoint, ranks: int = 1) -> Engine:
     return load_engine(name, engine_tiny.on_rank(checkpoint, ranks=ranks))
 
 
-def test_studies_may_name_exactly_the_engines_that_can_be_loaded() -> None:
-    assert list(LOADERS) == list(ENGINES)
+def test_exactly_the_engines_that_run_models_can_be_loaded() -> None:
+    assert list(LOADERS) == list(MODEL_ENGINES)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", MODEL_ENGINES)
 def test_every_engine_loads_answers_and_says_how_it_ran(tmp_path: Path, name: str) -> None:
     checkpoint = engine_tiny.make(tmp_path / "model")
     prompts = [[1, 5, 6], [1, 7, 8, 9]]

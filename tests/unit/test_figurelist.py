@@ -6,9 +6,15 @@ import re
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 
 from shardwatt.figurelist import FIGURE_PATTERN, FigureSpec, Kind, figures
+from shardwatt.matrix import expand
+from shardwatt.site import load_site
+from shardwatt.study import load_study
 from synthetic_cells import make_cell
+
+ROOT = Path(__file__).parents[2]
 
 
 def _names(specs: list[FigureSpec]) -> list[str]:
@@ -125,3 +131,14 @@ def test_importing_the_list_imports_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_papers_study_has_all_of_its_figures() -> None:
+    site = load_site([ROOT / "profiles" / "slurm" / "rehearsal.yaml"])
+    study = load_study(ROOT, "paper-rehearsal")
+    specs = {spec.name: spec for spec in figures(expand(ROOT, "paper-rehearsal", study, site))}
+    for name in ("throughput--cap-250", "power--cap-250"):  # figures 2 and 3
+        assert dict(specs[name].fixed).items() >= {("batch", 64), ("length", 256)}
+    for kind in ("power-by-shards", "energy-per-token", "energy-per-response"):  # figures 4 to 9
+        for length in (512, 1024):
+            assert f"{kind}--llama-65b--v100--length-{length}--cap-250" in specs

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardwatt.errors import SiteError
-from shardwatt.jobshape import JobShape, job_shape
+from shardwatt.jobshape import JobShape, gpus_held, job_shape
 from shardwatt.site import Site
+from slurm_site import slurm_site
 from small_project import GPUS, make_site
 
 
@@ -94,3 +95,22 @@ def test_a_layout_has_as_many_ranks_as_shards(shards: int, per_node: int, launch
     else:
         assert shape.ranks == shards
         assert shape.ranks_per_node <= per_node
+
+
+@pytest.mark.parametrize(
+    ("words", "shards", "held"),
+    [
+        ({}, 1, 2),
+        ({}, 8, 8),
+        ({"exclusive": False, "gres": "gpu:v100"}, 1, 1),
+        ({"exclusive": False, "gres": "gpu:v100"}, 4, 4),
+    ],
+)
+def test_of_nodes_of_its_own_a_job_holds_every_gpu(words: dict[str, Any], shards: int, held: int) -> None:
+    assert gpus_held(slurm_site(words), "v100", shards) == held
+
+
+def test_processors_hold_no_gpus_unless_slurm_hands_some_out() -> None:
+    assert gpus_held(slurm_site(), "cpu", 2) == 0
+    cpu = {**GPUS["cpu"], "per_node": 2, "slurm": {"gres": "gpu:v100"}}
+    assert gpus_held(make_site(Path("/nowhere"), launcher="slurm", gpus={"cpu": cpu}), "cpu", 1) == 2

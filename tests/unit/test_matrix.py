@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from shardwatt.architectures import CATALOGUE, Architecture
 from shardwatt.cell import Cell
 from shardwatt.checkpoints import Checkpoint
-from shardwatt.engines import ENGINES
+from shardwatt.engines import ENGINES, MODEL_ENGINES, simulated_counterpart
 from shardwatt.errors import StudyError
-from shardwatt.matrix import expand
+from shardwatt.matrix import expand, expand_blocks
 from shardwatt.models import recipe_file
 from shardwatt.plan.memory import memory_need
 from shardwatt.site import Site
@@ -44,6 +44,13 @@ GROUPED = {
     "n_layers": 1,
     "vocab_size": 480,
 }
+
+#: What is said of a model of which nothing is known.
+UNKNOWN = (
+    "the shape of model 'mistral-7b-v0.2' is not known here; did you mean 'mistral-7b-v0.3'?; put its "
+    "params.json or config.json into {site.models}/mistral-7b-v0.2, or its shape into "
+    "{root}/config/architectures.yaml"
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +136,21 @@ def test_a_power_cap_outside_of_what_the_gpus_take_is_refused(
         assert refusal(site, **blocks(cap=cap)) == (
             f"cap: {cap} on v100: one GPU takes 100 to 300 W at site 'testbed' (its key "
             "gpus.v100.power_limits_w); use a cap within that"
+        )
+
+
+@pytest.mark.parametrize(("cap", "is_possible"), [(25, False), (26, True), (375, True), (376, False)])
+def test_a_power_cap_that_no_such_board_takes_is_refused_where_the_site_says_no_more(
+    place: tuple[Path, Site], cap: int, is_possible: bool
+) -> None:
+    """A slip of the pen, 2500 for 250; what the GPUs take exactly is for the site to say."""
+    site = capped_site(place, data_sheet="v100-pcie-32gb")
+    if is_possible:
+        assert cells(site, **blocks(cap=cap))[0].cap_w == cap
+    else:
+        assert refusal(site, **blocks(cap=cap)) == (
+            f"cap: {cap} on v100: a v100-pcie-32gb draws some 25 W at rest and is made for 250 W; use a cap "
+            "between, and say in the site's key gpus.v100.power_limits_w what these GPUs take"
         )
 
 
@@ -233,11 +255,142 @@ def test_minimum_chooses_among_counts_that_fill_nodes(tmp_path: Path) -> None:
         expand(root, "mine", study, site)
 
 
-def test_minimum_needs_the_models_shape(place: tuple[Path, Site]) -> None:
-    assert (
-        "shards: minimum: the shape of model 'mistral' is not known here; put its params.json or config.json"
-        in refusal(place, **blocks(model="mistral", shards="minimum"))
+@pytest.mark.parametrize(
+    ("axes", "where"),
+    [
+        ({"shards": "minimum"}, "matrix.0.shards: minimum: "),
+        ({"batch": "maximum"}, "matrix.0.batch: maximum: "),
+    ],
+)
+def test_minimum_and_maximum_need_the_models_shape(
+    place: tuple[Path, Site], axes: dict[str, str], where: str
+) -> None:
+    root, site = place
+    study = Study(**study_content(**blocks(model="mistral-7b-v0.2", **axes)))
+    with pytest.raises(StudyError) as caught:
+        expand(root, "mine", study, site, with_models=False)
+    assert str(caught.value).endswith(f": {where}{UNKNOWN.format(root=root, site=site)}, or write a number")
+
+
+def test_simulated_engines_need_the_models_shape(place: tuple[Path, Site]) -> None:
+    root, site = place
+    message = refusal(place, **blocks(engine="simulated", model="mistral-7b-v0.2"))
+    assert message == f"engine simulated: {UNKNOWN.format(root=root, site=site)}"
+
+
+def test_maximum_is_the_largest_batch_of_table_2(place: tuple[Path, Site]) -> None:
+    """Table II of arXiv 2310.03003 at its minimum hardware, of batches of 64 and more."""
+    found = cells(
+        place,
+        prompts=4096,
+        cache_tokens=512,
+        matrix=[
+            {**BLOCK, "model": "llama-7b", "shards": 1, "batch": "maximum"},
+            {**BLOCK, "model": "llama-13b", "shards": 2, "batch": "maximum"},
+            {**BLOCK, "gpu": ["v100", "a100"], "shards": [4, 8], "batch": "maximum"},
+        ],
+        exclude=[{"model": "llama-65b", "gpu": "v100", "shards": 4}, {"gpu": "a100", "shards": 8}],
     )
+    assert [(cell.gpu, cell.shards, cell.batch) for cell in found] == [
+        ("v100", 1, 64), ("v100", 2, 64), ("v100", 8, 64), ("a100", 4, 128),
+    ]  # fmt: skip
+
+
+def test_maximum_is_a_power_of_two_within_the_studys_prompts(place: tuple[Path, Site]) -> None:
+    small = blocks(model="llama-7b", gpu="a100", shards=1, batch="maximum", length=[16, 256])
+    assert [cell.batch for cell in cells(place, **small, prompts=24)] == [16, 16]
+    assert [cell.batch for cell in cells(place, **small, prompts=4096)] == [256, 128]
+
+
+def test_where_shards_and_batch_are_open_one_prompt_decides_over_the_shards(place: tuple[Path, Site]) -> None:
+    both = blocks(gpu="a100", shards="minimum", batch="maximum")
+    (found,) = cells(place, **both, prompts=4096, cache_tokens=512)
+    assert (found.shards, found.batch) == (2, 16)
+    (beside,) = cells(place, **blocks(gpu="a100", shards="minimum", batch=64), cache_tokens=512)
+    assert beside.shards == 4
+
+
+def test_maximum_where_not_one_prompt_fits_leaves_that_combination_out(
+    place: tuple[Path, Site], caplog: pytest.LogCaptureFixture
+) -> None:
+    keys: dict[str, Any] = {"prompts": 4096, "cache_tokens": 2048}
+    told = "matrix.0.batch: maximum: llama-65b at batch 1, length 256 does not fit on 4 v100 with 32 GiB"
+    assert [cell.shards for cell in cells(place, **blocks(shards=[4, 8], batch="maximum"), **keys)] == [8]
+    assert [record.getMessage() for record in caplog.records] == [f"study 'mine': {told}; left out"]
+    refused = refusal(place, **blocks(shards=4, batch="maximum"), **keys)
+    assert refused == f"{told}, and no other cell is left; use more shards"
+    caplog.clear()
+    left = cells(place, **blocks(shards=[4, 8], batch="maximum"), **keys, exclude=[{"shards": 4}])
+    assert [cell.shards for cell in left] == [8]
+    assert not caplog.records, "what is excluded is asked for by nobody"
+
+
+def test_maximum_may_be_excluded_by_the_number_that_it_is(place: tuple[Path, Site]) -> None:
+    both = blocks(gpu=["v100", "a100"], shards=8, batch="maximum")
+    found = cells(place, **both, prompts=4096, cache_tokens=512, exclude=[{"batch": 64}])
+    assert [(cell.gpu, cell.batch) for cell in found] == [("a100", 256)]
+
+
+def test_a_wrong_number_of_shards_is_told_before_the_batch_that_would_fit(place: tuple[Path, Site]) -> None:
+    assert refusal(place, **blocks(shards=3, batch="maximum")).startswith("shards: 3 does not divide ")
+
+
+def test_a_matrix_of_a_million_cells_is_refused_with_their_number(place: tuple[Path, Site]) -> None:
+    """Before it is written out, which would take minutes and gigabytes."""
+    many = blocks(batch=[*range(1, 1001)], repeat=[*range(1, 1001)])
+    assert refusal(place, **many) == (
+        "matrix: found 1,000,000 cells, exclusions and doubles counted; expected at most 100,000: take "
+        "values out, or raise the limit, max_cells: 1000000"
+    )
+
+
+def test_the_limit_of_cells_can_be_raised_and_lowered(place: tuple[Path, Site]) -> None:
+    two_blocks = {"matrix": [{**BLOCK, "repeat": [1, 2]}, {**BLOCK, "repeat": [2, 3]}]}
+    assert refusal(place, **two_blocks, max_cells=3).startswith("matrix: found 4 cells, ")
+    assert len(cells(place, **two_blocks, max_cells=4)) == 3
+
+
+def test_the_cells_of_each_block_are_told_apart(place: tuple[Path, Site]) -> None:
+    root, site = place
+    matrix = [{**BLOCK, "repeat": [1, 2]}, {**BLOCK, "repeat": [2, 3]}, {**BLOCK, "repeat": [9]}]
+    study = Study(**study_content(matrix=matrix, exclude=[{"repeat": 9}]))
+    found = expand_blocks(root, "mine", study, site).blocks
+    assert [[cell.repeat for cell in block] for block in found] == [[1, 2], [2, 3], []]
+
+
+def test_simulated_engines_need_no_checkpoint(place: tuple[Path, Site]) -> None:
+    found = cells(place, **blocks(engine=["simulated", "simulated-fast"], model="llama-30b", shards=4))
+    assert [cell.engine for cell in found] == ["simulated", "simulated-fast"]
+    with pytest.raises(StudyError, match="unknown model 'llama-30b'"):
+        cells(place, **blocks(model="llama-30b", shards=4))
+
+
+@pytest.mark.parametrize("engine", sorted(MODEL_ENGINES))
+def test_a_simulated_engine_splits_and_fits_as_the_one_it_stands_for(
+    place: tuple[Path, Site], engine: str
+) -> None:
+    open_ = {"model": "llama-7b", "gpu": "a100", "shards": "minimum", "batch": [64, "maximum"]}
+    real = cells(place, **blocks(engine=engine, **open_), prompts=4096)
+    simulated = cells(place, **blocks(engine=simulated_counterpart(engine), **open_), prompts=4096)
+    assert [(cell.shards, cell.batch) for cell in real] == [(cell.shards, cell.batch) for cell in simulated]
+
+
+def test_shapes_of_the_users_own_are_planned_with(place: tuple[Path, Site], tmp_path: Path) -> None:
+    root = make_root(tmp_path / "project")
+    shape = {"dim": 4096, "n_layers": 40, "n_heads": 32, "hidden_dim": 14_336, "vocab_size": 64_000}
+    write_yaml(root / "config" / "architectures.yaml", {"architectures": {"my-9b": shape}})
+    own = root, place[1]
+    found = cells(own, **blocks(engine="simulated", model="my-9b", gpu="a100", shards="minimum"))
+    assert [cell.shards for cell in found] == [1]
+    message = refusal(own, **blocks(engine="simulated", model="my-8b"))
+    assert message.startswith("engine simulated: the shape of model 'my-8b' is not known here; did you mean "
+                              "'my-9b'?")  # fmt: skip
+
+
+def test_results_of_simulated_cells_can_be_read_where_no_shape_is_known(place: tuple[Path, Site]) -> None:
+    root, site = place
+    study = Study(**study_content(**blocks(engine="simulated", model="lost")))
+    assert len(expand(root, "mine", study, site, with_models=False)) == 1
 
 
 @pytest.mark.parametrize(
@@ -247,7 +400,11 @@ def test_minimum_needs_the_models_shape(place: tuple[Path, Site]) -> None:
             {"engine": "referense"},
             "matrix.0.engine: found 'referense'; did you mean 'reference'?; allowed:\n  reference: the publ",
         ),
-        ({"gpu": "v10"}, "matrix.0.gpu: found 'v10'; did you mean 'v100'?; allowed: v100, a100, cpu"),
+        (
+            {"gpu": "v10"},
+            "matrix.0.gpu: found 'v10'; did you mean 'v100'?; allowed: v100, a100, cpu (site 'testbed'); "
+            "for another site pass --site FILE, or set SHARDWATT_SITE; Snakemake takes it with its --profile",
+        ),
         ({"dataset": "gsm"}, "matrix.0.dataset: found 'gsm'; did you mean 'gsm8k'?; allowed: alpaca, gsm8k"),
         ({"model": "lama-65b"}, "unknown model 'lama-65b'; did you mean 'llama-65b'?; "),
         ({"shards": 16}, "shards: 16 needs 2 nodes of 8 v100, and launcher `local` has one; use up to 8"),

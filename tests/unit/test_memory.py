@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shardwatt.architectures import CATALOGUE, Architecture
 from shardwatt.engine.fast.packing import PREFILL_TOKENS
-from shardwatt.engines import ENGINES
+from shardwatt.engines import ENGINES, MODEL_ENGINES, loop_of
 from shardwatt.plan.memory import (
     ASSUMED_PROMPT_TOKENS,
     CONTEXT_GIB,
@@ -18,6 +18,7 @@ from shardwatt.plan.memory import (
     MemoryNeed,
     cache_positions,
     fewest_shards,
+    largest_batch,
     memory_need,
 )
 from shardwatt.units import GIB
@@ -38,7 +39,12 @@ def test_65b_on_8_devices_needs_what_a_hand_calculation_says() -> None:
     assert need.kv_cache_gib * GIB == pytest.approx(2 * 80 * 64 * 512 * 8 * 128 * 2)
     assert need.kv_cache_gib == pytest.approx(10.0)
     sampling, scores = 64 * 32_000 * 20, 64 * 8 * 256 * 256 * 6
-    assert (need.workspace_gib - CONTEXT_GIB) * GIB == pytest.approx(sampling + scores)
+    # Of the 512 positions 256 are there in the prefill; its product has a copy of a layer's keys.
+    copied_keys = 64 * 256 * 8 * 128 * 2
+    assert need.activations_gib * GIB == pytest.approx(sampling + scores + copied_keys)
+    assert need.workspace_gib == CONTEXT_GIB == 0.75
+    parts = (need.weights_gib, need.kv_cache_gib, need.activations_gib, need.workspace_gib)
+    assert need.total_gib == pytest.approx(sum(parts))
     assert need.total_gib == pytest.approx(26.2, abs=0.1)
     assert need.allocated_gib == pytest.approx(need.total_gib - CONTEXT_GIB)
 
@@ -75,18 +81,18 @@ def test_the_fewest_shards_are_those_of_table_2(model: str, memory_gib: float, s
 def test_the_largest_batch_is_that_of_table_2(
     model: str, memory_gib: float, shards: int, largest: int
 ) -> None:
-    def need_gib(batch: int) -> float:
-        return memory_need(
-            CATALOGUE[model],
-            precision="fp16",
-            shards=shards,
-            batch=batch,
-            length=256,
-            cache_tokens=512,
-            engine="reference",
-        ).total_gib
-
-    assert need_gib(largest) <= memory_gib < need_gib(2 * largest)
+    """Batches of 64 to 512; on A100s the paper ran 7B and 13B at 64 only, and more would have fitted."""
+    found = largest_batch(
+        CATALOGUE[model],
+        memory_gib=memory_gib,
+        precision="fp16",
+        shards=shards,
+        length=256,
+        cache_tokens=512,
+        engine="reference",
+        most=512,
+    )
+    assert found == largest
 
 
 LLAMA_8B = CATALOGUE["llama-3.1-8b"]
@@ -123,17 +129,59 @@ def test_above_their_number_key_and_value_heads_are_on_several_devices() -> None
     assert need(16).weights_gib * GIB == split / 2 + keys_and_values + norms
 
 
+def test_the_published_loops_products_copy_a_layers_keys_or_values() -> None:
+    """At the last step of a long response, where scores are of one token: half of a layer's cache."""
+    need = memory_need(
+        LLAMA_65B, precision="fp16", shards=8, batch=4, length=1536, cache_tokens=2048, engine="reference"
+    )
+    layer = need.kv_cache_gib * GIB / 80
+    assert need.activations_gib * GIB == pytest.approx(4 * 32_000 * 20 + layer / 2)
+
+
+def test_the_published_loop_repeats_grouped_keys_and_values_before_it_copies_them() -> None:
+    def activations(shape: Architecture, shards: int) -> tuple[float, float]:
+        need = memory_need(
+            shape,
+            precision="bf16",
+            shards=shards,
+            batch=8,
+            length=3840,
+            cache_tokens=4096,
+            engine="reference",
+        )
+        layer = need.kv_cache_gib * GIB / shape.n_layers
+        return need.activations_gib * GIB - 8 * shape.vocab_size * 20, layer
+
+    own, layer = activations(LLAMA_8B, 1)
+    assert own == pytest.approx(1.5 * 4 * layer), "four query heads to a key head"
+    own, layer = activations(CATALOGUE["llama-2-70b"], 8)
+    assert own == pytest.approx(1.5 * 8 * layer), "eight query heads to the key head of a device"
+
+
+@pytest.mark.parametrize("engine", ["reference", "fast", "hf"])
+def test_a_known_longest_prompt_replaces_the_assumed_one(engine: str) -> None:
+    def need(**words: int) -> MemoryNeed:
+        return memory_need(
+            CATALOGUE["llama-7b"], precision="fp16", shards=1, batch=64, length=256, engine=engine, **words
+        )
+
+    assert need(longest_prompt=ASSUMED_PROMPT_TOKENS) == need()
+    assert need(longest_prompt=316).kv_cache_gib == pytest.approx(need().kv_cache_gib * 572 / 512)
+    assert need(longest_prompt=316).activations_gib >= need().activations_gib
+    assert need(longest_prompt=316, cache_tokens=512).kv_cache_gib == need().kv_cache_gib
+
+
 def test_the_fast_loop_makes_no_scores_and_samples_after_the_prefill() -> None:
-    def workspace(batch: int) -> float:
+    def activations(batch: int) -> float:
         need = memory_need(
             LLAMA_8B, precision="bf16", shards=1, batch=batch, length=256, cache_tokens=512, engine="fast"
         )
-        return (need.workspace_gib - CONTEXT_GIB) * GIB
+        return need.activations_gib * GIB
 
     assert TOKEN_8B * 256 > 128_256 * 28
-    assert workspace(1) == pytest.approx(256 * TOKEN_8B)
-    assert workspace(64) == pytest.approx(2048 * TOKEN_8B)
-    assert workspace(512) == pytest.approx(512 * 128_256 * 28)
+    assert activations(1) == pytest.approx(256 * TOKEN_8B)
+    assert activations(64) == pytest.approx(2048 * TOKEN_8B)
+    assert activations(512) == pytest.approx(512 * 128_256 * 28)
 
 
 def test_the_fast_loop_takes_in_as_many_tokens_at_once_as_the_plan_says() -> None:
@@ -143,21 +191,21 @@ def test_the_fast_loop_takes_in_as_many_tokens_at_once_as_the_plan_says() -> Non
 def test_where_the_vocabulary_is_wide_beside_the_model_sampling_is_the_fullest_moment() -> None:
     wide = Architecture(64, 2, 4, 4, 128, 256_000)
     need = memory_need(wide, precision="fp32", shards=1, batch=8, length=16, cache_tokens=64, engine="fast")
-    assert (need.workspace_gib - CONTEXT_GIB) * GIB == pytest.approx(8 * 256_000 * 28)
+    assert need.activations_gib * GIB == pytest.approx(8 * 256_000 * 28)
 
 
 def test_transformers_has_a_layers_cache_twice_and_repeats_grouped_heads() -> None:
-    def workspace(shape: Architecture) -> float:
+    def activations(shape: Architecture) -> float:
         need = memory_need(
             shape, precision="bf16", shards=1, batch=4, length=256, cache_tokens=1024, engine="hf"
         )
-        return (need.workspace_gib - CONTEXT_GIB) * GIB
+        return need.activations_gib * GIB
 
     layer = 4 * 1024 * 2 * 8 * 128 * 2
     # Four query heads share one head of keys and values.
-    assert workspace(LLAMA_8B) == pytest.approx(4 * 256 * TOKEN_8B + layer + 4 * layer)
+    assert activations(LLAMA_8B) == pytest.approx(4 * 256 * TOKEN_8B + layer + 4 * layer)
     ungrouped = replace(LLAMA_8B, n_kv_heads=32)
-    assert workspace(ungrouped) == pytest.approx(4 * 256 * TOKEN_8B + 4 * layer)
+    assert activations(ungrouped) == pytest.approx(4 * 256 * TOKEN_8B + 4 * layer)
 
 
 def test_a_tied_embedding_counts_once_on_one_device_and_in_two_parts_on_several() -> None:
@@ -173,15 +221,15 @@ def test_a_tied_embedding_counts_once_on_one_device_and_in_two_parts_on_several(
 
 
 def test_logits_of_all_positions_are_counted_where_an_engine_makes_them() -> None:
-    def workspace_gib(engine: str) -> float:
+    def activations_gib(engine: str) -> float:
         need = memory_need(
             LLAMA_65B, precision="fp16", shards=8, batch=64, length=256, cache_tokens=512, engine=engine
         )
-        return need.workspace_gib
+        return need.activations_gib
 
     # 64 rows x 256 prompt tokens x 32,000 logits in 2 and in 4 bytes
     more_bytes = 3_145_728_000
-    assert workspace_gib("reference-v2") - workspace_gib("reference") == pytest.approx(more_bytes / GIB)
+    assert activations_gib("reference-v2") - activations_gib("reference") == pytest.approx(more_bytes / GIB)
 
 
 def test_a_model_may_fit_on_no_number_of_devices() -> None:
@@ -202,9 +250,35 @@ def test_only_the_counts_that_are_offered_are_chosen_from() -> None:
     assert fewest([]) is None
 
 
+@pytest.mark.parametrize("name", sorted(set(ENGINES) - set(MODEL_ENGINES)))
+def test_a_simulated_engine_stands_for_what_its_model_would_need(name: str) -> None:
+    def need(engine: str) -> MemoryNeed:
+        return memory_need(LLAMA_65B, precision="fp16", shards=8, batch=64, length=256, engine=engine)
+
+    assert need(name) == need(loop_of(name))
+
+
+def test_no_batch_may_fit_and_none_is_larger_than_allowed() -> None:
+    def largest(most: int, memory_gib: float = 80) -> int | None:
+        return largest_batch(
+            CATALOGUE["llama-7b"],
+            memory_gib=memory_gib,
+            precision="fp16",
+            shards=1,
+            length=256,
+            engine="reference",
+            most=most,
+        )
+
+    assert [largest(most) for most in (1, 2, 3, 24, 64, 512)] == [1, 2, 2, 16, 64, 128]
+    assert largest(512, memory_gib=12.0) is None, "the weights alone are 12.6 GiB"
+
+
 def test_cache_positions_end_at_the_models_context() -> None:
     assert cache_positions(LLAMA_65B, 256, None) == ASSUMED_PROMPT_TOKENS + 256
     assert cache_positions(LLAMA_65B, 256, 300) == 300
+    assert cache_positions(LLAMA_65B, 256, None, 316) == 572
+    assert cache_positions(LLAMA_65B, 256, 300, 316) == 300
     assert cache_positions(LLAMA_65B, 4096, None) == cache_positions(LLAMA_65B, 1, 9999) == 2048
 
 
@@ -238,3 +312,19 @@ def test_the_fewest_shards_fit_and_no_fewer_do(
     )
     fitting = [shards for shards in shape.allowed_shards() if fits(shards)]
     assert fewest == (fitting[0] if fitting else None)
+
+
+@given(models, precisions, engines, st.integers(1, 600), st.integers(1, 1024), st.floats(1, 200))
+def test_the_largest_batch_fits_and_twice_as_many_rows_do_not(
+    shape: Architecture, precision: str, engine: str, most: int, length: int, memory_gib: float
+) -> None:
+    def fits(batch: int) -> bool:
+        need = memory_need(shape, precision=precision, shards=1, batch=batch, length=length, engine=engine)
+        return need.total_gib <= memory_gib
+
+    largest = largest_batch(
+        shape, memory_gib=memory_gib, precision=precision, shards=1, length=length, engine=engine, most=most
+    )
+    powers = [2**exponent for exponent in range(10) if 2**exponent <= most]
+    fitting = [batch for batch in powers if fits(batch)]
+    assert largest == (fitting[-1] if fitting else None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -13,7 +15,7 @@ import pytest
 
 from shardwatt.checkpoints import ModelError
 from shardwatt.data.fetch import DataError
-from shardwatt.data.prompts import load_prompts
+from shardwatt.data.prompts import load_examples, load_prompts
 from shardwatt.data.tokenizer import open_tokenizer
 from shardwatt.datasets import CatalogueError, load_catalogue
 from shardwatt.errors import CellFailure, Reason
@@ -79,6 +81,26 @@ def test_the_demos_tokenizer_has_llamas_conventions_and_suits_its_prompts(root: 
         assert lengths[32] < 100, f"half of {name}"
         assert lengths[-1] < 256, f"the longest of {name} leaves half of the demo's context"
         assert all(tokenizer.decode(tokenizer.encode(prompt.text)) == prompt.text for prompt in prompts)
+
+
+@pytest.mark.parametrize("name", ["demo-alpaca", "demo-gsm8k"])
+def test_the_catalogue_has_the_demos_prompts_as_its_own_tokenizer_splits_them(
+    root: Path, site: Site, name: str
+) -> None:
+    """LLaMA's would make them a sixth shorter, and the demo's forecast with them."""
+    recipe = (ROOT / "config" / "models" / "demo-llama.yaml").read_text(encoding="utf-8")
+    _write_recipe(root, recipe)
+    tokenizer = open_tokenizer(make_tokenizer(root, site, "tiny"))
+    dataset = load_catalogue(root).dataset(name)
+    tokens = dataset.tokens
+    assert tokens is not None
+    examples = load_examples(name, dataset, dataset.path(root, site.data))
+    prompts = sorted(len(tokenizer.encode(example.prompt)) for example in examples)
+    cuts = statistics.quantiles(prompts, n=10, method="inclusive")
+    assert tokens.prompt_deciles == [prompts[0], *map(round, cuts), prompts[-1]]
+    answers = [tokenizer.count(re.sub("<<.*?>>", "", example.answer)) for example in examples]
+    assert (min(answers), max(answers)) == (tokens.output_deciles[0], tokens.output_deciles[-1])
+    assert statistics.fmean(answers) == pytest.approx(tokens.output_mean, abs=0.5)
 
 
 def test_a_tokenizer_is_the_same_every_time_and_left_alone_where_it_is_right(root: Path, site: Site) -> None:

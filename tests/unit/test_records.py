@@ -26,6 +26,14 @@ from synthetic_cells import STARTED, STUDY, make_cell, write_does_not_fit, write
 
 COVERAGE = Coverage(nodes=["n1"], nodes_expected=1, devices=[], devices_expected=1, samples=0)
 KNOWN = (Status.MEASURED, Status.DERIVED, Status.ESTIMATED)
+SIMULATED = {
+    "engine": "reference",
+    "window_s": 2.0,
+    "time_lapse": 100.0,
+    "watts": "the plan's",
+    "fits": True,
+    "notes": [],
+}
 
 
 def reading(**values: Any) -> Reading:
@@ -69,6 +77,11 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
     unfit = write_does_not_fit(tmp_path, large)
     assert read(Record, CellPaths(tmp_path, STUDY, large).record) == unfit
     assert unfit.energy is None
+    rehearsed = make_cell(engine="simulated")
+    assert read(Record, CellPaths(tmp_path, STUDY, make_cell()).record).simulated is None
+    simulated = write_ok(tmp_path, rehearsed)
+    assert simulated.simulated is not None
+    assert read(Record, CellPaths(tmp_path, STUDY, rehearsed).record) == simulated
     failure = write_failed(tmp_path, make_cell())
     assert read(Failure, CellPaths(tmp_path, STUDY, make_cell()).failure) == failure
     attempt = Attempt(job_id="17", node="n1", pid=1, started_at=STARTED)
@@ -104,17 +117,17 @@ def test_json_that_is_no_object_is_refused(record_file: Path, content: str) -> N
     assert refusal(record_file).endswith("expected keys and values")
 
 
-@pytest.mark.parametrize("version", [0, 2, 4, "3", None])
+@pytest.mark.parametrize("version", [0, 3, 5, "4", None])
 def test_another_schema_version_is_refused_before_its_keys_are_looked_at(
     record_file: Path, version: object
 ) -> None:
     record_file.write_text(json.dumps({"schema_version": version, "of another time": 1}))
-    assert refusal(record_file) == f"schema version {version}; expected 3"
+    assert refusal(record_file) == f"schema version {version}; expected 4"
 
 
 def test_a_record_without_a_schema_version_is_refused(record_file: Path) -> None:
     record_file.write_text("{}")
-    assert refusal(record_file) == "schema version None; expected 3"
+    assert refusal(record_file) == "schema version None; expected 4"
 
 
 @pytest.mark.parametrize(
@@ -128,6 +141,8 @@ def test_a_record_without_a_schema_version_is_refused(record_file: Path) -> None
         (lambda c: c.update(energy=None), "outcome ok without timings, counts, energy, utilisation or eff"),
         (lambda c: c.update(efficiency=None), "outcome ok without timings, counts, energy, utilisation or"),
         (lambda c: c["efficiency"]["decode"].update(tokens=-1), "efficiency.decode.tokens: found -1; expect"),
+        (lambda c: c["cell"].update(engine="simulated"), "engine simulated with no `simulated`"),
+        (lambda c: c.update(simulated=SIMULATED), "engine reference with a `simulated`"),
         (lambda c: c["provenance"].update(prompt_order="random"), "prompt_order: found 'random'; expected"),
         (lambda c: c["provenance"].pop("engine"), "provenance.engine: is missing"),
         (lambda c: c.update(timings=None), "outcome ok without timings"),

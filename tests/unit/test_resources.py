@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from shardwatt.cell import Cell
 from shardwatt.errors import SiteError
+from shardwatt.plan.forecast import CellForecast, PhaseForecast
+from shardwatt.plan.rehearsal import own_job, played
 from shardwatt.resources import (
     agreed_gpu_hours,
     budget,
@@ -15,7 +19,9 @@ from shardwatt.resources import (
     gpu_hours,
     resource_names,
 )
+from shardwatt.study import Study
 from slurm_site import V100, slurm_cell, slurm_site
+from small_project import study_content
 
 
 def words(**changes: Any) -> dict[str, Any]:
@@ -146,3 +152,159 @@ def test_a_limit_is_a_number_above_zero(value: object) -> None:
 def test_a_limit_may_be_left_out() -> None:
     assert agreed_gpu_hours(None) is None
     assert agreed_gpu_hours(5) == 5.0
+
+
+def forecast(
+    cell: Cell,
+    *,
+    job_duration_s: float | None = 2000.0,
+    longest_job_s: float | None = 3000.0,
+    host_memory_gib: float | None = 20.0,
+) -> CellForecast:
+    """What a plan may say of a cell, whose responses end by themselves in two thirds of the longest time."""
+    return CellForecast(
+        cell=cell,
+        need=None,
+        memory_gib=32,
+        fits=None,
+        nodes=1,
+        gpus=cell.shards,
+        gpus_held=2,
+        batches=1,
+        prompt_tokens=100,
+        output_tokens=100,
+        generated_tokens=100,
+        phases={},
+        duration_s=job_duration_s,
+        job_duration_s=job_duration_s,
+        longest_job_s=longest_job_s,
+        power_w=600.0,
+        energy_j=None if job_duration_s is None else 600 * job_duration_s,
+        duration_range_s=None,
+        energy_range_j=None,
+        gpu_hours=None if job_duration_s is None else 2 * job_duration_s / 3600,
+        node_hours=None,
+        cost=None,
+        carbon_kg=None,
+        host_memory_gib=host_memory_gib,
+        notes=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("types", "longest_job_s", "minutes"),
+    [
+        (
+            {},
+            3000.0,
+            102,
+        ),  # 2 x the 50 min without any early end, and the 2 min before the limit at which a cell ends itself
+        ({}, 3001.0, 103),
+        ({}, 30.0, 10),
+        ({}, None, 120),
+        ({"runtime_factor": 3.0}, 3000.0, 152),
+        ({"runtime_floor_min": 25}, 30.0, 25),
+        ({"runtime_min": 60, "runtime_floor_min": 25}, None, 60),
+        ({"runtime_min": 60}, 3000.0, 60),  # a site that says nothing but a limit of its own
+        ({"runtime_max_min": 130}, 30_000.0, 130),
+    ],
+)
+def test_a_time_limit_is_the_plans_with_the_sites_factor_and_floor(
+    types: dict[str, Any], longest_job_s: float | None, minutes: int
+) -> None:
+    cell = slurm_cell(2)
+    found = cell_resources(slurm_site(types), cell, 1, forecast(cell, longest_job_s=longest_job_s))
+    assert found["runtime"] == minutes
+
+
+def test_a_planned_time_limit_grows_with_attempts_up_to_what_the_partition_allows() -> None:
+    site, cell = slurm_site({"runtime_max_min": 360}), slurm_cell(2)
+    limits = [cell_resources(site, cell, attempt, forecast(cell))["runtime"] for attempt in (1, 2, 3)]
+    assert limits == [102, 204, 360]
+
+
+@pytest.mark.parametrize(
+    ("types", "host_memory_gib", "mem_mb"),
+    [
+        ({}, 20.0, None),
+        ({"memory_per_node_gib": 16.0, "memory_per_node_max_gib": 128.0}, 20.0, 30 * 1024),
+        ({"memory_per_node_gib": 16.0, "memory_per_node_max_gib": 24.0}, 20.0, 24 * 1024),
+        ({"memory_per_node_gib": 16.0}, 20.0, 16 * 1024),
+        ({"memory_per_node_gib": 16.0, "memory_per_node_max_gib": 128.0}, 2.0, 16 * 1024),
+        ({"memory_per_node_gib": 16.0, "memory_per_node_max_gib": 128.0}, None, 16 * 1024),
+        (
+            {"memory_per_node_gib": 16.0, "memory_per_node_max_gib": 128.0, "memory_factor": 2.0},
+            *(20.0, 40 * 1024),
+        ),
+    ],
+)
+def test_memory_is_the_plans_where_it_is_more_than_the_sites_and_there_is_as_much(
+    types: dict[str, Any], host_memory_gib: float | None, mem_mb: int | None
+) -> None:
+    cell = slurm_cell(2)
+    found = cell_resources(slurm_site(types), cell, 1, forecast(cell, host_memory_gib=host_memory_gib))
+    assert found.get("mem_mb") == mem_mb
+
+
+def test_a_simulated_cell_asks_for_what_it_takes_itself_whatever_the_site_says_of_others() -> None:
+    words = {"runtime_min": 120, "memory_per_node_gib": 128.0, "memory_per_node_max_gib": 360.0}
+    site, real, study = slurm_site(words), slurm_cell(4), Study(**study_content(simulated_window_s=3.0))
+    cell = replace(real, engine="simulated")
+    planned = replace(forecast(cell, job_duration_s=90_000.0, host_memory_gib=300.0), nodes=2)
+    own = own_job(planned, site.gpus[cell.gpu], study)
+    assert own.job_duration_s == own.longest_job_s == 90 + 2 * (30 + 10) + 3
+    assert own.energy_j is None
+    assert cell_resources(site, real, 1, forecast(real))["mem_mb"] == 128 * 1024
+    found = cell_resources(site, cell, 1, own)
+    assert found["runtime"] == 10
+    assert found["mem_mb"] == int(1.5 * (0.3 + 2 * 0.4) * 1024)
+    assert gpu_hours(site, cell, own) == 4 * 10 / 60
+
+
+def test_the_identity_of_a_rehearsal_is_that_of_its_forecast() -> None:
+    phase = PhaseForecast(3.0, {}, 100.0, 1.0, 1.0, 1.0)
+    first = replace(forecast(slurm_cell(2)), phases={"decode": phase})
+    assert played(first) == played(replace(first, cell=slurm_cell(2), notes=("a note",)))
+    for other in (
+        replace(phase, duration_s=3.001),
+        replace(phase, power_w=101.0),
+        replace(phase, power_w=None),
+    ):
+        assert played(replace(first, phases={"decode": other})) != played(first)
+
+
+def test_the_plan_shows_what_it_predicts_beside_what_is_asked_for() -> None:
+    cell = slurm_cell(2)
+    line = describe_job(slurm_site({}), "paper", cell, 1, forecast(cell)).splitlines()[0]
+    assert line == "paper: 1 node x 2 v100, partition (the default one), time 1:42 h, plan 0:34 h"
+
+
+def test_a_budget_tells_what_the_plan_predicts_and_what_it_does_not_know() -> None:
+    site = slurm_site({"runtime_max_min": 130}, prices={"currency": "EUR", "source": "a list"})
+    said = {1: 3000.0, 2: 30_000.0, 4: None}
+    planned = budget(
+        site,
+        [("paper", slurm_cell(shards)) for shards in said],
+        None,
+        lambda study, cell: forecast(cell, job_duration_s=said[cell.shards], longest_job_s=said[cell.shards]),
+    )
+    assert planned.gpu_hours == pytest.approx((102 * 2 + 130 * 2 + 120 * 4) / 60)
+    assert planned.outlook() == (
+        "the plan predicts at least 9.17 h of jobs one after the other, at least 18.3 GPU hours, "
+        "at least 5.50 kWh\n"
+        "1 cell takes longer by the plan than its first time limit: see runtime_max_min"
+    )
+
+
+def test_the_outlook_warns_of_links_that_nobody_says() -> None:
+    cell = slurm_cell(4)
+    note = "v100: 25 Gb/s Ethernet between nodes is assumed; give links.between"
+    noted = replace(forecast(cell), notes=(note, "another"))
+    outlook = budget(slurm_site(), [("paper", cell)], None, lambda study, cell: noted).outlook()
+    assert outlook is not None
+    assert outlook.splitlines()[0] == f"warning: {note}"
+    assert "another" not in outlook
+
+
+def test_without_forecasts_a_budget_predicts_nothing() -> None:
+    assert budget(slurm_site(), [("paper", slurm_cell(1))], None).outlook() is None

@@ -26,10 +26,11 @@ from shardwatt.readings import Method, PowerCap, Reading, Scope, Status
 from shardwatt.recordfiles import read
 from shardwatt.records import Inputs, Outcome, Record
 from shardwatt.run.assemble import assemble, assemble_does_not_fit
+from shardwatt.run.baseline import CoolDown
 from shardwatt.run.energy import MINIMUM_TICKS
 from shardwatt.run.exchange import BatchPlan, BatchRun, PhaseTime, RankEnd, RunReport
 from shardwatt.run.job import Job
-from shardwatt.run.measured import Baseline, CoolDown, DcgmMissing, Measured
+from shardwatt.run.measured import Baseline, DcgmMissing, Measured
 from shardwatt.run.provenance import versions
 from shardwatt.study import Constants
 from small_project import make_site

@@ -26,9 +26,10 @@ from shardwatt.readings import (
     Scope,
     Status,
 )
+from shardwatt.run.baseline import CoolDown
 from shardwatt.run.energy import energy_of
 from shardwatt.run.exchange import BatchRun, PhaseTime, RunReport
-from shardwatt.run.measured import Baseline, CoolDown, DcgmMissing, Measured
+from shardwatt.run.measured import Baseline, DcgmMissing, Measured
 from shardwatt.site import GpuType
 from shardwatt.study import Constants
 from synthetic_traces import Power, a_device, a_node, a_trace, one_node, times

@@ -67,6 +67,7 @@ def refused(made: Path, mine: Path) -> CellFailure:
 def test_a_model_whose_files_belong_together_is_planned(made: Path, mine: Path) -> None:
     job = planned(made, mine)
     assert job.eos_ids == {2}
+    assert job.tokenizer is not None
     assert job.architecture.vocab_size == job.tokenizer.vocab_size == 600
 
 

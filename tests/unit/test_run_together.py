@@ -12,6 +12,7 @@ import pytest
 from executor_words import sbatch_words
 from shardwatt.cell import Cell
 from shardwatt.checkpoints import ModelError
+from shardwatt.plan.forecast import CellForecast
 from shardwatt.run.together import SharedJob, in_random_order, shared_jobs, split_comparisons
 from shardwatt.site import Site
 from shardwatt.sitepower import PowerLimits
@@ -181,6 +182,47 @@ def test_no_job_is_longer_than_its_partition_allows(root: Path) -> None:
     assert [(len(job.cells), job.runtime_min) for job in jobs] == [(3, 180), (1, 60)]
 
 
+def forecast(cell: Cell) -> CellForecast:
+    """Ten minutes, and 1 GiB of the host, for each row of the batch, if no response ends by itself."""
+    return CellForecast(
+        cell=cell,
+        need=None,
+        memory_gib=32,
+        fits=None,
+        nodes=4,
+        gpus=8,
+        gpus_held=8,
+        job_duration_s=60.0,
+        longest_job_s=600.0 * cell.batch,
+        host_memory_gib=float(cell.batch),
+    )
+
+
+def test_each_cell_has_the_time_and_the_job_the_memory_that_the_plan_says(root: Path) -> None:
+    """Twice the planned time and 2 min, 200 min at most; 1.5 x the most memory that one of them takes."""
+    words: dict[str, object] = {
+        "runtime_max_min": 200,
+        "memory_per_node_gib": 1.0,
+        "memory_per_node_max_gib": 99,
+    }
+    site = site_of(root, words)
+    cells = batches(slurm_cell(8), 8, 1, 2, 4)
+    jobs = shared_jobs(root, site, cells, 8, seed=None, forecast=forecast)
+    assert [[cell.batch for cell in job.cells] for job in jobs] == [[8, 1], [2, 4]]
+    assert [job.runtime_min for job in jobs] == [162 + 22, 42 + 82]
+    asked = [job.sbatch_words(site, "paper", Path("/logs")) for job in jobs]
+    assert [[word for word in one if word.startswith("--mem=")] for one in asked] == [
+        [f"--mem={int(1.5 * batch * 1024)}"] for batch in (8, 4)
+    ]
+
+
+def test_a_cell_that_is_longer_than_the_partition_allows_has_a_job_of_its_own(root: Path) -> None:
+    site = site_of(root, {"runtime_max_min": 130})
+    jobs = shared_jobs(root, site, batches(slurm_cell(8), 8, 1, 2), 8, seed=None, forecast=forecast)
+    assert [[cell.batch for cell in job.cells] for job in jobs] == [[8], [1, 2]]
+    assert [job.runtime_min for job in jobs] == [130, 64]
+
+
 def test_a_model_that_is_not_made_yet_is_named_with_the_command_that_makes_it(root: Path) -> None:
     recipe = {
         "about": "a test",
@@ -204,3 +246,12 @@ def test_the_script_runs_all_cells_in_order_whatever_the_folders_are_called() ->
         *("exec", "/my env/bin/python", "-m", "shardwatt", "run-cell", "paper"),
         *(cell.path for cell in cells),
     ]
+
+
+def test_simulated_cells_share_jobs_without_any_model(root: Path) -> None:
+    """And never one with cells whose model runs: their ranks are not the same."""
+    real = slurm_cell(8)
+    rehearsed = replace(real, engine="simulated", model="llama-2-70b")
+    cells = [rehearsed, replace(rehearsed, repeat=2), real, replace(rehearsed, model="llama-65b")]
+    jobs = shared_jobs(root, site_of(root), cells, 8, seed=None)
+    assert [job.cells for job in jobs] == [tuple(cells[:2]), (real,), (cells[3],)]

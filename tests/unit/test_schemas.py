@@ -20,6 +20,7 @@ FILES = {
     "recipe": sorted((ROOT / "config" / "models").glob("*.yaml")),
     "datasets": [ROOT / "config" / "datasets.yaml"],
     "site": sorted((ROOT / "profiles").glob("*/site.yaml")),
+    "architectures": [ROOT / "config" / "architectures.yaml"],
 }
 
 
@@ -74,12 +75,20 @@ def test_each_kind_of_file_is_looked_at() -> None:
         blocks(shards=["minimum", 8], cap=["none", 175], dataset=["alpaca", "gsm8k"]),
         {"exclude": [{"batch": 512, "gpu": ["v100", "a100"]}]},
         {"cache_tokens": 512},
+        {"unfit": "run", **blocks(batch=["maximum", 64], unfit="leave-out")},
     ],
 )
 def test_what_the_model_takes_is_not_underlined(changes: dict[str, Any]) -> None:
     content = study_content(**changes)
     SCHEMA_MODELS["study"].model_validate(content)
     assert mistakes("study", content) == []
+
+
+def test_a_study_has_cells_of_its_own_or_rehearses_another_one() -> None:
+    assert mistakes("study", {"title": "A rehearsal", "rehearses": "paper"}) == []
+    assert mistakes("study", {"title": "Nothing to do"}) == [""]
+    assert mistakes("study", {"title": "No cells", "prompts": 8}) == [""]
+    assert mistakes("study", {"rehearses": "paper"}) == [""]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +102,9 @@ def test_what_the_model_takes_is_not_underlined(changes: dict[str, Any]) -> None
         ("study", study_content(**blocks(shards=0)), "matrix.0.shards"),
         ("study", study_content(**blocks(shards="minimun")), "matrix.0.shards"),
         ("study", study_content(**blocks(precision="fp8")), "matrix.0.precision"),
+        ("study", study_content(**blocks(batch="minimum")), "matrix.0.batch"),
+        ("study", study_content(unfit="skip"), "unfit"),
+        ("architectures", {"architectures": {"x": {"dim": 0}}}, "architectures.x.dim"),
         ("site", site_content(Path("here"), launcher="lokal"), "launcher"),
         ("site", site_content(Path("here"), gpus={}), "gpus"),
         ("datasets", {"datasets": {"x": {"format": "gsm8k", "file": "../x"}}}, "datasets.x.file"),

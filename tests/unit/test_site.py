@@ -116,8 +116,8 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (
             gpu(memroy_gib=3),
             "gpus.v100.memroy_gib: unknown key; did you mean 'memory_gib'?; "
-            "allowed: compute_capability, data_sheet, environment, kind, memory_gib, meter, peak, per_node, "
-            "power_limits_w, slurm, tdp_source, tdp_w",
+            "allowed: compute_capability, data_sheet, environment, kind, links, memory_gib, meter, peak, "
+            "per_node, power_limits_w, price_gpu_hour, slurm, tdp_source, tdp_w",
         ),
         (gpu(kind="rocm"), "gpus.v100.kind: found 'rocm'; expected 'cuda' or 'cpu'"),
         (gpu(per_node=0), "gpus.v100.per_node: found 0; expected at least 1"),
@@ -221,6 +221,19 @@ def test_a_types_words_replace_the_sites_key_by_key(tmp_path: Path) -> None:
             "expected a runtime_min of at most 60",
         ),
         (
+            cluster({"runtime_max_min": 180, "runtime_floor_min": 240}),
+            "gpus.v100.slurm.runtime_max_min: found 180 min, and 240 min of runtime_floor_min; "
+            "expected a runtime_floor_min of at most 180",
+        ),
+        (
+            cluster({"runtime_factor": 0.5}),
+            "gpus.v100.slurm.runtime_factor: found 0.5; expected at least 1",
+        ),
+        (
+            cluster({"memory_factor": -1}),
+            "gpus.v100.slurm.memory_factor: found -1; expected at least 1",
+        ),
+        (
             cluster({"runtime_min": 2}),
             "stop_before_limit_s: found 120 s, and a time limit of 120 s for v100; expected less, so that a "
             "cell can run at all",
@@ -281,3 +294,18 @@ def test_words_that_only_begin_like_those_are_taken(tmp_path: Path, word: str) -
 def test_what_jobs_ask_of_slurm_is_not_checked_where_there_is_none(tmp_path: Path) -> None:
     changes = {**cluster({"runtime_min": 1}), "launcher": "local"}
     assert make_site(tmp_path, **changes).words("v100").runtime_min == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "planned"),
+    [
+        ({}, True),
+        ({"runtime_min": 60}, False),
+        ({"runtime_min": 60, "runtime_factor": 3}, True),
+        ({"runtime_min": 60, "runtime_floor_min": 5}, True),
+    ],
+)
+def test_a_limit_of_the_sites_own_stands_unless_it_asks_for_the_plans(
+    tmp_path: Path, words: dict[str, Any], planned: bool
+) -> None:
+    assert make_site(tmp_path, **cluster(words)).words("v100").has_planned_time is planned

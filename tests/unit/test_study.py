@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardwatt.cell import AXES, Cell
 from shardwatt.errors import StudyError
-from shardwatt.study import Constants, Study, load_study, study_file, study_names
-from small_project import blocks, make_root, study_content, write_yaml
+from shardwatt.study import Block, Constants, Study, load_study, study_file, study_names
+from small_project import BLOCK, blocks, make_root, study_content, write_yaml
 
 
 @pytest.fixture
@@ -74,8 +75,8 @@ def test_a_studys_hash_does_not_drift() -> None:
         (
             {"promts": 3},
             "promts: unknown key; did you mean 'prompts'?; allowed: cache_tokens, cool_down_c, "
-            "cool_down_max_s, cuda_graphs, energy, exclude, idle_read_s, idle_settle_s, matrix, prompts, "
-            "seed, temperature, title, top_p, warmup_tokens",
+            "cool_down_max_s, cuda_graphs, energy, exclude, idle_read_s, idle_settle_s, matrix, max_cells, "
+            "prompts, rehearses, seed, simulated_window_s, temperature, title, top_p, unfit, warmup_tokens",
         ),
         ({"prompts": 0}, "prompts: found 0; expected at least 1"),
         ({"prompts": 1_000_000}, "prompts: found 1000000; expected at most 999999"),
@@ -96,7 +97,7 @@ def test_a_studys_hash_does_not_drift() -> None:
         (
             blocks(modle="x"),
             "matrix.0.modle: unknown key; did you mean 'model'?; allowed: batch, cap, dataset, engine, gpu, "
-            "length, model, name, precision, repeat, shards",
+            "length, model, name, precision, repeat, shards, unfit",
         ),
         (blocks(model=[]), "matrix.0.model: found []; expected at least one entry"),
         (
@@ -128,12 +129,29 @@ def test_a_studys_hash_does_not_drift() -> None:
             "matrix.0.shards.1: found 0; expected a whole number from 1 to 999999, or 'minimum'",
         ),
         (blocks(cap=-1), "matrix.0.cap: found -1; expected a whole number from 1 to 999999, or 'none'"),
-        (blocks(batch=[4, "x"]), "matrix.0.batch.1: found 'x'; expected a whole number"),
+        (blocks(length=[4, "x"]), "matrix.0.length.1: found 'x'; expected a whole number"),
         (blocks(batch=[8, 4, 8]), "matrix.0.batch: 8 stands 2 times; expected each value once"),
         (
             blocks(dataset=["gsm8k", "gsm8k"]),
             "matrix.0.dataset: 'gsm8k' stands 2 times; expected each value once",
         ),
+        (
+            blocks(batch=0),
+            "matrix.0.batch: found 0; expected a whole number from 1 to 999999, or 'maximum'",
+        ),
+        (
+            blocks(batch=[64, "maximun"]),
+            "matrix.0.batch.1: found 'maximun'; expected a whole number from 1 to 999999, or 'maximum'; "
+            "did you mean 'maximum'?",
+        ),
+        (
+            {"unfit": "leave-put"},
+            "unfit: found 'leave-put'; did you mean 'leave-out'?; expected 'leave-out' or 'run'",
+        ),
+        (blocks(unfit=True), "matrix.0.unfit: found true; expected 'leave-out' or 'run'"),
+        ({"simulated_window_s": 0}, "simulated_window_s: found 0; expected more than 0"),
+        ({"max_cells": 0}, "max_cells: found 0; expected at least 1"),
+        ({"max_cells": "all"}, "max_cells: found 'all'; expected a whole number"),
         ({"exclude": {}}, "exclude: found {}; expected a list"),
         (
             {"exclude": [{}]},
@@ -167,11 +185,11 @@ def test_a_missing_key_is_named_with_what_it_is(root: Path) -> None:
 
 
 def test_several_mistakes_stand_on_lines_of_their_own(root: Path) -> None:
-    message = refusal(root, prompts=0, **blocks(batch=0))
+    message = refusal(root, prompts=0, **blocks(length=0))
     assert message.splitlines() == [
         "",
         "  prompts: found 0; expected at least 1",
-        "  matrix.0.batch: found 0; expected at least 1",
+        "  matrix.0.length: found 0; expected at least 1",
     ]
 
 
@@ -229,3 +247,148 @@ def test_an_unknown_study_gets_a_suggestion_and_the_list(root: Path) -> None:
 def test_a_name_that_could_not_be_part_of_a_path_names_no_study(root: Path, name: str) -> None:
     with pytest.raises(StudyError, match="cannot name a study; expected lower-case letters and digits"):
         load_study(root, name)
+
+
+def test_what_is_no_constant_does_not_outdate_finished_cells(root: Path) -> None:
+    hash_ = load(root).constants.hash
+    changed = load(root, unfit="run", simulated_window_s=9.0, max_cells=1, **blocks(batch="maximum"))
+    assert changed.constants.hash == hash_
+    write_yaml(study_file(root, "dress"), {"title": "Dress rehearsal", "rehearses": "mine"})
+    assert load_study(root, "dress").constants.hash == hash_
+
+
+#: A study to rehearse: two engines, one excluded somewhere, constants that are not the defaults.
+PLAYED = {
+    "prompts": 100,
+    "seed": 7,
+    "cache_tokens": 512,
+    "idle_read_s": 0.0,
+    "energy": "measured",
+    "max_cells": 5,
+    **blocks(engine=["reference", "fast"], shards="minimum", batch=[64, "maximum"]),
+    "exclude": [{"engine": "fast", "batch": 64}],
+}
+
+
+def rehearsal(root: Path, **keys: Any) -> Study:
+    write_yaml(study_file(root, "played"), study_content(**PLAYED))
+    write_yaml(study_file(root, "dress"), {"title": "Dress rehearsal", "rehearses": "played", **keys})
+    return load_study(root, "dress")
+
+
+def test_a_rehearsal_has_the_cells_and_constants_of_its_study_with_every_engine_simulated(root: Path) -> None:
+    played, found = load(root, **PLAYED), rehearsal(root)
+    assert found.title == "Dress rehearsal"
+    assert found.rehearses == "played"
+    assert found.constants == played.constants
+    assert found.max_cells == 5
+    assert found.matrix[0].engine == ["simulated", "simulated-fast"]
+    assert found.matrix[0].model_copy(update={"engine": ["reference", "fast"]}) == played.matrix[0]
+    assert found.exclude == [{"engine": ["simulated-fast"], "batch": [64]}]
+
+
+def test_a_rehearsal_takes_what_becomes_of_unfit_cells_but_no_demand_for_measured_energy(root: Path) -> None:
+    write_yaml(study_file(root, "strict"), study_content(energy="measured", unfit="run"))
+    write_yaml(study_file(root, "dress"), {"title": "Dress rehearsal", "rehearses": "strict"})
+    found = load_study(root, "dress")
+    assert (found.energy, found.unfit) == ("any", "run")
+    write_yaml(study_file(root, "dress"), {"title": "Dress", "rehearses": "strict", "unfit": "leave-out"})
+    assert load_study(root, "dress").unfit == "leave-out"
+
+
+def test_what_a_rehearsal_says_itself_goes_before(root: Path) -> None:
+    found = rehearsal(root, seed=8, unfit="run", simulated_window_s=0.5, max_cells=9)
+    assert (found.seed, found.prompts, found.unfit) == (8, 100, "run")
+    assert (found.simulated_window_s, found.max_cells) == (0.5, 9)
+
+
+def test_a_rehearsal_of_a_slice_takes_no_exclusions_that_may_match_nothing_there(root: Path) -> None:
+    found = rehearsal(root, **blocks(engine=["fast", "simulated-fast", "hf"]))
+    assert found.matrix[0].engine == ["simulated-fast", "simulated-hf"]
+    assert found.exclude == []
+    assert found.prompts == 100
+
+
+def test_an_engine_that_is_not_known_stays_to_be_told_of(root: Path) -> None:
+    assert rehearsal(root, **blocks(engine="fats")).matrix[0].engine == ["fats"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"rehearses": "plaid"}, "rehearses: unknown study 'plaid'; did you mean 'played'?; known: "),
+        ({"rehearses": "../x"}, "rehearses: found '../x'; expected the name of a study: lower-case"),
+        ({"rehearses": 3}, "rehearses: found 3; expected the name of a study: "),
+        (
+            {"rehearses": "dress"},
+            "rehearses: 'dress' is a rehearsal itself; expected a study with a matrix to run",
+        ),
+        ({"rehearses": "played", "seed": -1}, "seed: found -1; expected at least 0"),
+        ({"rehearses": "played", "matrix": []}, "matrix: found []; expected at least one entry"),
+    ],
+)
+def test_a_mistake_in_a_rehearsal_is_told_of_its_own_file(
+    root: Path, keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(StudyError) as caught:
+        rehearsal(root, **keys)
+    assert str(caught.value).startswith(f"{study_file(root, 'dress')}: {message}")
+    assert "\n" not in str(caught.value), "one mistake is told once"
+
+
+def test_a_mistake_in_the_study_that_is_rehearsed_is_told_of_that_file(root: Path) -> None:
+    write_yaml(study_file(root, "wrong"), study_content(prompts=0))
+    with pytest.raises(StudyError) as caught:
+        rehearsal(root, rehearses="wrong")
+    assert str(caught.value) == f"{study_file(root, 'wrong')}: prompts: found 0; expected at least 1"
+
+
+def test_two_studies_that_rehearse_each_other_are_refused(root: Path) -> None:
+    write_yaml(study_file(root, "other"), {"title": "Other", "rehearses": "dress"})
+    with pytest.raises(StudyError, match="'other' is a rehearsal itself"):
+        rehearsal(root, rehearses="other")
+
+
+def cell(**axes: Any) -> Cell:
+    """A cell of the one block that small studies have."""
+    values = {"engine": "reference", "precision": "fp16", "cap": "none", "repeat": 1, **BLOCK, **axes}
+    return Cell(**{axis: values[axis] for axis in AXES})
+
+
+@pytest.mark.parametrize(
+    ("study", "of_block", "runs"),
+    [
+        ("leave-out", None, False),
+        ("run", None, True),
+        ("run", "leave-out", False),
+        ("leave-out", "run", True),
+    ],
+)
+def test_a_blocks_word_on_unfit_cells_goes_before_the_studys(
+    root: Path, study: str, of_block: str | None, runs: bool
+) -> None:
+    found = load(root, unfit=study, **blocks(batch=[64, 128], cap=[250, "none"], unfit=of_block))
+    assert found.runs_unfit(cell(batch=128, cap="250")) is runs
+    assert not found.runs_unfit(cell(batch=256)), "no block has it"
+
+
+def test_a_cell_of_several_blocks_runs_unfit_if_one_of_them_runs_it(root: Path) -> None:
+    matrix = [
+        {**BLOCK, "unfit": "leave-out", "batch": [64, 128, 256]},
+        {**BLOCK, "batch": [128, 512]},
+    ]
+    found = load(root, matrix=matrix, unfit="run")
+    batches = [batch for batch in (64, 128, 256, 512) if found.runs_unfit(cell(batch=batch))]
+    assert batches == [128, 512]
+
+
+def test_words_of_a_block_stand_for_no_number_that_does_not_fit(root: Path) -> None:
+    found = load(root, unfit="run", **blocks(shards=["minimum", 2], batch=["maximum", 64]))
+    assert found.runs_unfit(cell(shards=2, batch=64))
+    assert not found.runs_unfit(cell(shards=1, batch=64))
+    assert not found.runs_unfit(cell(shards=2, batch=128))
+
+
+def test_many_values_of_an_axis_are_read_at_once() -> None:
+    """Comparing each value with all others takes minutes for a list that a program wrote."""
+    assert len(Block(**{**BLOCK, "repeat": [*range(1, 100_001)]}).repeat) == 100_000

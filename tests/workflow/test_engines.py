@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from shardwatt.engines import ENGINES
+from shardwatt.engines import MODEL_ENGINES
 from shardwatt.layout import CellPaths
 from shardwatt.recordfiles import read
 from shardwatt.records import Record
@@ -21,8 +21,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = copy_project(tmp_path_factory.mktemp("engines") / "a project")
     recipe = project.root / "config" / "models" / "tiny.yaml"
     recipe.write_text(recipe.read_text().replace("shards:\n- 1\n- 2\n", "shards:\n- 1\n"))
-    split = [name for name in ENGINES if name != "hf"]
-    matrix = project.block(engine=list(ENGINES), shards=1) + project.block(engine=split, shards=2)
+    split = [name for name in MODEL_ENGINES if name != "hf"]
+    matrix = project.block(engine=list(MODEL_ENGINES), shards=1) + project.block(engine=split, shards=2)
     project.write_study(temperature=0, matrix=matrix)
     run = project.snakemake("results/tiny/report.html", timeout_s=600)
     assert run.returncode == 0, run.stdout
@@ -41,7 +41,7 @@ def answers(paths: CellPaths) -> dict[str, str]:
 def test_every_engine_gives_the_same_greedy_text_at_any_shard_count(compared: Project) -> None:
     found = {key: answers(paths) for key, paths in cells(compared).items()}
     expected = found["reference", 1]
-    assert len(found) == 2 * len(ENGINES) - 1
+    assert len(found) == 2 * len(MODEL_ENGINES) - 1
     assert len(expected) == 6
     assert any(expected.values())
     for key, texts in found.items():
@@ -56,7 +56,7 @@ def test_one_checkpoint_serves_every_shard_count(compared: Project) -> None:
 def test_records_say_how_each_engine_ran(compared: Project) -> None:
     for (engine, _), paths in cells(compared).items():
         record = read(Record, paths.record)
-        assert record.provenance.prompt_order == ENGINES[engine].order
+        assert record.provenance.prompt_order == MODEL_ENGINES[engine].order
         assert record.provenance.engine
         assert record.timings is not None
         assert (record.timings.walk_s > 0) == engine.startswith("reference")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -103,7 +104,9 @@ def test_the_plan_shows_each_cell_with_nodes_partition_and_time(cluster: Project
     lines = [line.strip() for line in run.stdout.splitlines()]
     for nodes, path in (("1 node x 1 cpu", one), ("2 nodes x 1 cpu", two)):
         below = lines[lines.index(path) - 1]
-        assert below.endswith(f": tiny: {nodes}, partition v100, time 1:00 h, 2 GiB a node")
+        planned = rf": tiny: {nodes}, partition v100, time 1:00 h, plan 0:0\d h, 2 GiB a node$"
+        assert re.search(planned, below), below
+    assert lines[-2].startswith("the plan predicts ")
     assert lines[-1] == "2 cells to submit, at most 3 GPU hours at the first attempt (max_gpu_hours: 8)"
 
 
@@ -142,6 +145,20 @@ def test_every_attempt_reaches_sbatch_with_its_own_words(cluster: Project) -> No
         for minutes, memory in (("60", "2048"), ("120", "3072"), ("240", "4096"))
     ]
     assert all(words[-2] == "--gres=gpu:v100:1" for words in attempts)
+
+
+def test_a_target_that_runs_no_cell_needs_no_squeue_that_works(cluster: Project) -> None:
+    """Where other jobs are not known a cell could be submitted twice; a plan could not."""
+    install_programs(cluster)
+    (cluster.root / "programs" / "squeue").write_text("#!/bin/sh\necho no controller >&2\nexit 1\n")
+    run = on_cluster(cluster, "results/tiny/plan.csv")
+    assert run.returncode == 0, run.stdout
+    assert "jobs of another run are not known" in run.stdout
+    refused = on_cluster(cluster, cluster.cells()[0].target)
+    assert refused.returncode != 0
+    assert "shardwatt: `squeue -h" in refused.stdout
+    assert "shardwatt: `squeue -h" not in run.stdout
+    assert not (cluster.root / "sbatch.jsonl").exists(), "nothing was submitted"
 
 
 def test_one_rejected_submission_stops_no_other(cluster: Project) -> None:
@@ -188,3 +205,20 @@ def test_cells_of_one_machine_are_not_submitted(cluster: Project) -> None:
     assert run.returncode != 0
     assert "launcher: site 'local' has `local`, and jobs go to Slurm" in run.stdout
     assert not log.exists()
+
+
+def test_a_site_without_a_limit_of_its_own_asks_for_the_plans(cluster: Project) -> None:
+    log = install_programs(cluster)
+    words = {key: value for key, value in SITE["gpus"]["cpu"]["slurm"].items() if key != "runtime_min"}  # type: ignore[index]
+    write_site(cluster, gpus={"cpu": {**SITE["gpus"]["cpu"], "slurm": {**words, "runtime_floor_min": 3}}})  # type: ignore[index]
+    target = cluster.cells()[1].target
+    planned = on_cluster(cluster, "-n", target)
+    shown = re.search(r"time 0:(\d\d) h, plan 0:(\d\d) h", planned.stdout)
+    assert shown is not None, planned.stdout
+    limit_min, plan_min = map(int, shown.groups())
+    assert limit_min >= max(3, plan_min + 2), "a cell ends itself 2 min before its limit"
+    assert limit_min < 60
+    run = on_cluster(cluster, target, "--retries", "0")
+    assert run.returncode != 0
+    (asked,) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert asked[asked.index("-t") + 1] == str(limit_min)

@@ -101,21 +101,29 @@ def check_start():
 
 
 def end_leftovers():
-    """Before the first job: cancel left-over jobs of cells that are to run, if the site says so."""
+    """Before the first job: cancel left-over jobs of cells that are to run, if the site says so.
+
+    A target that runs no cell, such as a plan, needs nothing to be known of other jobs.
+    """
+    if workflow.touch or not (cells := cells_to_run()):
+        return
     if LEFTOVERS_PROBLEM is not None:
         logger.error(f"shardwatt: {LEFTOVERS_PROBLEM}")
         sys.exit(1)
-    if SITE.leftover_jobs == "cancel" and not workflow.touch:
-        ask(cancel_and_wait, LEFTOVERS.of(cells_to_run()))
+    if SITE.leftover_jobs == "cancel":
+        ask(cancel_and_wait, LEFTOVERS.of(cells))
 
 
 @atexit.register
 def show_budget():
-    """Under the plan of a dry run, in which `onstart` is not called."""
-    if SITE.launcher != "slurm" or not workflow.dryrun or workflow.dag is None:
+    """Under the plan of a dry run, in which `onstart` is not called: what it predicts, and what is asked for."""
+    if not workflow.dryrun or workflow.dag is None or not (cells := cells_to_run()):
         return
-    if cells := cells_to_run():
-        print(PLANNER.budget(cells, GPU_HOURS), file=sys.stderr)
+    budget = PLANNER.budget(cells, GPU_HOURS)
+    if outlook := budget.outlook():
+        print(outlook, file=sys.stderr)
+    if SITE.launcher == "slurm":
+        print(budget, file=sys.stderr)
 
 
 def records_of_study(wildcards):

@@ -21,11 +21,13 @@ from shardwatt.analysis.energyrow import (
     limit_columns,
     utilisation_columns,
 )
+from shardwatt.analysis.marking import WORD
 from shardwatt.analysis.stats import FEWEST, Interval, jackknife_interval, repeats_interval
 from shardwatt.analysis.survey import CellState, State
 from shardwatt.analysis.tidy import frame_of, read_tidy, write_tidy
-from shardwatt.cell import AXES
+from shardwatt.cell import AXES, Cell
 from shardwatt.cellfiles import read_table
+from shardwatt.engines import ENGINES
 from shardwatt.errors import RecordError
 from shardwatt.records import Counts, Record, Timings
 
@@ -63,7 +65,7 @@ def aggregate_devices(states: Iterable[CellState], cells: pd.DataFrame) -> pd.Da
     rows = []
     for state, outcome in zip(states, cells["outcome"], strict=True):
         if state.record is not None and outcome == State.OK:
-            axes: Row = {axis: getattr(state.cell, axis) for axis in AXES}
+            axes = _axes(state.cell)
             rows += [axes | row for row in device_rows(state.record)]
     return frame_of(rows, DEVICE_COLUMNS)
 
@@ -86,8 +88,15 @@ def read_cells(path: Path) -> pd.DataFrame:
     return read_tidy(path, COLUMNS)
 
 
+def _axes(cell: Cell) -> Row:
+    """A cell's axes, and whether no model ran in it."""
+    engine = ENGINES.get(cell.engine)
+    row: Row = {axis: getattr(cell, axis) for axis in AXES}
+    return row | {WORD: engine is not None and engine.simulates is not None}
+
+
 def _row(state: CellState) -> Row:
-    row: Row = {axis: getattr(state.cell, axis) for axis in AXES}
+    row = _axes(state.cell)
     row["cap_w"] = state.cell.cap_w
     row["target"] = state.target
     row["log"] = state.log
@@ -101,6 +110,9 @@ def _row(state: CellState) -> Row:
     row |= {"outcome": str(state.state), "reason": state.reason, "detail": state.detail}
     if state.record is not None:
         row |= _described(state.record)
+    if state.left_out is not None:
+        need = state.left_out.need
+        row |= {"planned_memory_gib": need.total_gib, "planned_allocated_gib": need.allocated_gib}
     return row | measured
 
 
@@ -150,6 +162,8 @@ def _measured(record: Record, folder: Path) -> Row:
         row |= _paper_ratios(counts, timings, row["job_energy_j"])
     row["energy_per_token_net_loaded_j"] = _ratio(row["energy_net_loaded_j"], counts.output_tokens)
     batches = _batches(folder / "batches.parquet", counts)
+    if record.simulated is not None:
+        return row  # its batches differ as made-up prompts do
     return row | _within_run(batches, timings.duration_s, row["energy_j"])
 
 
@@ -231,7 +245,7 @@ def _add_repeat_intervals(rows: list[Row]) -> None:
     """Replace intervals within runs by those over repeats, where a point has three or more."""
     repeats: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        if row["outcome"] == State.OK:
+        if row["outcome"] == State.OK and not row[WORD]:
             repeats[tuple(row[axis] for axis in AXES if axis != "repeat")].append(row)
     for members in repeats.values():
         if len(members) < FEWEST:

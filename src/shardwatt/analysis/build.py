@@ -7,7 +7,7 @@ after the first reads cells.parquet alone, so that they all show the same state 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +23,7 @@ from shardwatt.analysis.tidy import write_tidy
 from shardwatt.cell import AXES, Cell
 from shardwatt.errors import ShardwattError, suggestion
 from shardwatt.figurelist import FigureSpec, figures
+from shardwatt.plan.leftout import LeftOut
 from shardwatt.study import Study
 
 #: The command before a target in the report's list of cells to rerun.
@@ -38,9 +39,11 @@ def build_cells(
     *,
     model_fingerprints: Mapping[tuple[str, int], str] | None = None,
     dataset_hashes: Mapping[str, str] | None = None,
+    left_out: Callable[[Cell], LeftOut | None] = lambda _: None,
 ) -> list[Path]:
     """Write FOLDER/cells.{parquet,csv}, a row for every cell of the study, whatever its state, and
     FOLDER/devices.{parquet,csv}, a row for every device of the cells that ran through.
+    What the arguments by name are, `survey` says.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
@@ -52,6 +55,7 @@ def build_cells(
         study.constants,
         model_fingerprints=model_fingerprints,
         dataset_hashes=dataset_hashes,
+        left_out=left_out,
     )
     frame = aggregate(states)
     devices = aggregate_devices(states, frame)
@@ -112,6 +116,7 @@ def build_all(
     *,
     model_fingerprints: Mapping[tuple[str, int], str] | None = None,
     dataset_hashes: Mapping[str, str] | None = None,
+    left_out: Callable[[Cell], LeftOut | None] = lambda _: None,
     rerun: str = RERUN,
 ) -> Path:
     """Build everything from the cells that exist now, and return the report's path.
@@ -127,6 +132,7 @@ def build_all(
         folder,
         model_fingerprints=model_fingerprints,
         dataset_hashes=dataset_hashes,
+        left_out=left_out,
     )
     build_figures(folder)
     build_tables(folder)

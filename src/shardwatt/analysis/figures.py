@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,12 +11,14 @@ from matplotlib.figure import Figure
 from shardwatt.analysis import enginefigure, ratios
 from shardwatt.analysis.canvas import Page, compose, save
 from shardwatt.analysis.columns import WITH_INTERVAL
+from shardwatt.analysis.marking import SENTENCES, WORD, extent, titled
 from shardwatt.analysis.notes import Notes, Rows, fewest_shards, placed, times, where, wrapped
-from shardwatt.analysis.panels import Panel, Series, rounded
+from shardwatt.analysis.panels import Panel, Series
 from shardwatt.analysis.points import counts_in_order, in_order
 from shardwatt.analysis.survey import State
 from shardwatt.cell import AXES
 from shardwatt.figurelist import COMPARISONS, FigureSpec, Kind
+from shardwatt.units import rounded
 
 #: What each kind of figure shows: columns, with the words on their axis.
 QUANTITIES: dict[Kind, tuple[tuple[str, str], ...]] = {
@@ -61,6 +64,7 @@ _ALWAYS = (
     "energy_status",
     "energy_detail",
     "interval_kind",
+    WORD,
 )
 
 #: Panels that would make a page wider than this stand below each other.
@@ -102,8 +106,13 @@ def page(frame: pd.DataFrame, spec: FigureSpec) -> Page:
     # As objects, the columns lie in one block, and selecting a point's rows copies that alone.
     rows = where(shown, dict(spec.fixed)).astype(object).copy()
     if spec.kind is Kind.ENGINES:
-        return enginefigure.layout(shown, rows, spec)
-    return _comparison(shown, rows, spec) if spec.kind in COMPARISONS else _scaling(shown, rows, spec)
+        laid = enginefigure.layout(shown, rows, spec)
+    else:
+        laid = (_comparison if spec.kind in COMPARISONS else _scaling)(shown, rows, spec)
+    words = extent(rows[WORD])
+    if words is None:
+        return laid
+    return replace(laid, title=titled(laid.title, words), notes=[SENTENCES[words], *laid.notes])
 
 
 def in_words(layout: Page) -> str:

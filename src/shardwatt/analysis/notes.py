@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from shardwatt.analysis.marking import WORD
 from shardwatt.analysis.points import OF_ENERGY, Point, counts_in_order, named, outcome_of, point
 from shardwatt.analysis.survey import State
+from shardwatt.readings import Status
 
 #: Absent points that a figure's notes name one by one.
 _NAMED_AT_MOST = 6
@@ -113,9 +115,11 @@ def _sources(rows: Rows) -> set[str]:
     """How the energy of rows was obtained, in words."""
     known = rows[rows["energy_j"].notna()]
     return {
-        f"{status}, {method}" if status != "estimated" else f"estimated ({_first_clause(detail)})"
-        for status, method, detail in zip(
-            known["energy_status"], known["energy_method"], known["energy_detail"], strict=True
+        f"estimated ({_first_clause(detail)})"
+        if status == Status.ESTIMATED
+        else f"{status}, {method}" + (f" of {WORD} devices" if simulated else "")
+        for status, method, detail, simulated in zip(
+            known["energy_status"], known["energy_method"], known["energy_detail"], known[WORD], strict=True
         )
     }
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from shardwatt.analysis.panels import rounded
+from shardwatt.analysis.marking import WORD
 from shardwatt.analysis.points import named
 from shardwatt.analysis.survey import State
 from shardwatt.cell import AXES
 from shardwatt.readings import KNOWN
+from shardwatt.units import rounded
 
 #: Cells that are named of each violation; the table of cells has all.
 _NAMED_AT_MOST = 10
@@ -47,13 +48,14 @@ class Violated:
 def coverage(frame: pd.DataFrame) -> list[dict[str, str]]:
     """The statement of coverage: for each group of cells that were read alike, properties by their words."""
     ran = _ran(frame)
-    keys = ["energy_status", "energy_method", "site", "device_names"]
+    keys = [WORD, "energy_status", "energy_method", "site", "device_names"]
     groups = []
     for key, own in ran.groupby(keys, sort=False, dropna=False):
-        status, method, site, devices = (_text(value) or "unknown" for value in key)
+        is_simulated = bool(key[0])
+        status, method, site, devices = (_text(value) or "unknown" for value in key[1:])
         groups.append(
             {
-                "cells": str(len(own)),
+                "cells": f"{len(own)}, {WORD}" if is_simulated else str(len(own)),
                 "energy": status,
                 "obtained by": "nothing" if method == "unknown" else method,
                 "site": site,

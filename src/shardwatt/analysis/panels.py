@@ -9,8 +9,10 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from shardwatt.analysis.marking import extent
 from shardwatt.analysis.points import Point
-from shardwatt.analysis.survey import State
+from shardwatt.analysis.survey import PREDICTED, State
+from shardwatt.units import rounded
 
 #: Okabe and Ito 2008: colours that stay apart under colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
@@ -85,7 +87,12 @@ class Panel:
 
     @property
     def tag(self) -> str | None:
-        """What is written into the panel about estimates."""
+        """What is written into the panel about where its values come from."""
+        words = extent(point.simulated for point in self.known), self._estimates
+        return ", ".join(filter(None, words)) or None
+
+    @property
+    def _estimates(self) -> str | None:
         estimated = [point.estimated for point in self.known]
         if not any(estimated):
             return None
@@ -95,7 +102,7 @@ class Panel:
         """What is written over a mark."""
         if point.value is None:
             return ""
-        return rounded(point.value) + (" e" if point.estimated and self.tag != "estimated" else "")
+        return rounded(point.value) + (" e" if point.estimated and self._estimates != "estimated" else "")
 
     @property
     def value_width_in(self) -> float:
@@ -173,7 +180,8 @@ def _draw_absence(axes: Any, mark: _Mark) -> None:
     words = {"transform": foot, "ha": "center", "va": "bottom", "zorder": 5, "bbox": _GROUND}
     if mark.point.outcome is State.DOES_NOT_FIT:
         axes.plot([mark.x], [0.04], transform=foot, marker="x", color=INK, ms=5.5, mew=1.5)
-        axes.text(mark.x, 0.09, "does not fit", rotation=90, size=7.5, color=INK, **words)
+        text = "does not fit" + (f" ({PREDICTED})" if mark.point.reason == PREDICTED else "")
+        axes.text(mark.x, 0.09, text, rotation=90, size=7.5, color=INK, **words)
     else:
         sign = "?" if mark.point.outcome is State.OK else "○"
         axes.text(mark.x, 0.015, sign, size=8.5, color=ALERT, weight="bold", **words)
@@ -193,7 +201,7 @@ def dress(axes: Any, title: str, groups: Sequence[str], y_label: str) -> None:
 
 
 def write_tag(axes: Any, words: str) -> None:
-    """Write into the upper right corner what is estimated."""
+    """Write into the upper right corner what is simulated or estimated."""
     frame = {"boxstyle": "round,pad=0.28", "fc": "white", "ec": ALERT, "lw": 0.9}
     where = {"transform": axes.transAxes, "ha": "right", "va": "top", "zorder": 6}
     axes.text(0.985, 0.975, words, size=8, weight="bold", color=ALERT, bbox=frame, **where)
@@ -248,11 +256,3 @@ def _write_values(axes: Any, panel: Panel, width_in: float) -> None:
             zorder=5,
             bbox=_GROUND,
         )
-
-
-def rounded(value: float) -> str:
-    """A number to three significant digits, without exponent; `1,230` for 1234."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    digits = 2 - math.floor(math.log10(abs(value)))
-    return f"{round(value, digits):,.{max(0, digits)}f}"

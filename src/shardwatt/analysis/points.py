@@ -8,6 +8,7 @@ from statistics import fmean
 
 import pandas as pd
 
+from shardwatt.analysis.marking import WORD, extent
 from shardwatt.analysis.survey import State
 from shardwatt.readings import Status
 
@@ -42,6 +43,7 @@ class Point:
         high: upper end.
         interval_kind: `repeats` or `within run`; None where there is no interval.
         estimated: whether joules in it are estimated.
+        simulated: whether its cells ran no model.
         reason: why there is no result; None for `ok`.
     """
 
@@ -51,6 +53,7 @@ class Point:
     high: float | None
     interval_kind: str | None
     estimated: bool
+    simulated: bool
     reason: str | None
 
 
@@ -74,8 +77,10 @@ def point(rows: pd.DataFrame, quantity: str) -> Point:
     same = [index for index, found in enumerate(rows["outcome"]) if found == outcome]
     values = rows[quantity].tolist()
     known = [index for index in same if not pd.isna(values[index])]
+    simulated = extent(rows[WORD]) is not None
     if outcome is not State.OK or not known:
-        return Point(outcome, None, None, None, None, False, _text(rows["reason"].iloc[same[0]]))
+        reason = _text(rows["reason"].iloc[same[0]])
+        return Point(outcome, None, None, None, None, False, simulated, reason)
     low, high, kind = None, None, None
     if f"{quantity}_low" in rows:
         first_kind = _text(rows["interval_kind"].iloc[known[0]])
@@ -86,7 +91,8 @@ def point(rows: pd.DataFrame, quantity: str) -> Point:
     if quantity in OF_ENERGY:
         statuses = rows["energy_status"].tolist()
         estimated = any(_text(statuses[index]) == str(Status.ESTIMATED) for index in known)
-    return Point(outcome, fmean(values[index] for index in known), low, high, kind, estimated, None)
+    mean = fmean(values[index] for index in known)
+    return Point(outcome, mean, low, high, kind, estimated, simulated, None)
 
 
 def in_order(values: pd.Series) -> list[str]:

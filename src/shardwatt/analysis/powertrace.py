@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from shardwatt.analysis.canvas import save, sheet
+from shardwatt.analysis.marking import SENTENCES, WORD, titled
 from shardwatt.analysis.panels import COLOURS, INK, MUTED, write_tag
 from shardwatt.cell import AXES, Cell
 from shardwatt.cellfiles import read_table
@@ -118,8 +119,11 @@ def compose(record: Record, lines: Sequence[DeviceLine], batches: pa.Table) -> F
         f"there is none; energy of the window: {worth}. The phases of a batch are drawn one after the other, "
         "as long as they took."
     ]
+    simulated = WORD if record.simulated is not None else None
+    if simulated is not None:
+        notes.insert(0, SENTENCES[simulated])
     made = sheet(
-        f"Power over time: {cell.model} on {cell.gpu}",
+        titled(f"Power over time: {cell.model} on {cell.gpu}", simulated),
         subtitle,
         notes,
         width=_WIDTH,
@@ -133,8 +137,8 @@ def compose(record: Record, lines: Sequence[DeviceLine], batches: pa.Table) -> F
         _draw_node(axes, node, own, batches, record.timings.duration_s)
         for limit_w in limits_w:
             axes.axhline(limit_w, color=INK, linewidth=0.9, linestyle=(0, (5, 3)), zorder=4)
-        if estimated:
-            write_tag(axes, "estimated")
+        if tag := ", ".join(word for word, is_so in ((WORD, simulated), ("estimated", estimated)) if is_so):
+            write_tag(axes, tag)
     highest = max([*limits_w, *(float(np.nanmax(one.power_w, initial=0)) for one in lines)])
     grid[0, 0].set_ylim(0, 1.18 * highest or 1)
     grid[-1, 0].set_xlabel("time in the window (s)")

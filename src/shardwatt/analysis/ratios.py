@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from shardwatt.analysis.canvas import sheet
+from shardwatt.analysis.marking import SENTENCES, WORD, extent, titled
 from shardwatt.analysis.panels import COLOURS, INK, MUTED, dress
 from shardwatt.analysis.points import in_order
 from shardwatt.analysis.survey import State
@@ -95,10 +96,11 @@ def summary(frame: pd.DataFrame) -> list[dict[str, str]]:
 
 def in_words(frame: pd.DataFrame) -> str:
     """What the figure shows, for readers who cannot see it."""
-    sentences = []
+    words = extent(frame[WORD])
+    sentences = [] if words is None else [SENTENCES[words]]
     for part in parts(frame):
-        words = [f"{group.replace(chr(10), ', ')}, {_said(values)}" for group, values in part.groups]
-        sentences.append(f"{part.title} ratio, {part.label}: {'; '.join(words) or part.nothing}.")
+        said = [f"{group.replace(chr(10), ', ')}, {_said(values)}" for group, values in part.groups]
+        sentences.append(f"{part.title} ratio, {part.label}: {'; '.join(said) or part.nothing}.")
     return " ".join(sentences)
 
 
@@ -106,12 +108,15 @@ def compose(frame: pd.DataFrame, spec: FigureSpec) -> Figure:
     """Lay both ratios out beside each other, each with its own axis."""
     both = parts(frame)
     widths = [max(_PANEL_IN, _AXIS_IN + _GROUP_IN * len(part.groups)) for part in both]
+    simulated = extent(frame[WORD])
     notes = [
+        *([] if simulated is None else [SENTENCES[simulated]]),
         "A dot is a cell, N their number; line: median; box: quartiles, from four cells on. "
-        "1 means that both accountings agree. The axes differ, and the ratios are never multiplied."
+        "1 means that both accountings agree. The axes differ, and the ratios are never multiplied.",
     ]
     words = spec.conditions[:1].upper() + spec.conditions[1:]
-    made = sheet(spec.title, words, notes, width=sum(widths), body=2.9, legend=False)
+    title = titled(spec.title, simulated)
+    made = sheet(title, words, notes, width=sum(widths), body=2.9, legend=False)
     grid = made.figure.subplots(1, 2, squeeze=False, width_ratios=widths)
     for axes, part, colour in zip(grid[0], both, COLOURS, strict=False):
         _draw(axes, part, colour)

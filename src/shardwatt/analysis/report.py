@@ -15,6 +15,8 @@ import pandas as pd
 
 from shardwatt.analysis import obtained, ratios, summary
 from shardwatt.analysis.figures import CAPTIONS, describe
+from shardwatt.analysis.marking import SENTENCES, WORD, extent, titled
+from shardwatt.analysis.notes import where
 from shardwatt.analysis.points import named
 from shardwatt.analysis.survey import REFUSED, State
 from shardwatt.analysis.tableformats import alignment, shown
@@ -95,9 +97,12 @@ def render(
         lstrip_blocks=True,
     )
     made = tables(frame)
+    simulated = extent(frame[WORD])
     context: dict[str, Any] = {
         "study_name": study_name,
         "title": study.title,
+        "simulated": simulated or "",
+        "simulated_note": "" if simulated is None else SENTENCES[simulated],
         "constants": _constants(study),
         "cells": len(frame),
         "counts": summary.counts(frame),
@@ -174,7 +179,7 @@ def _figure(frame: pd.DataFrame, spec: FigureSpec, folder: Path) -> _Figure:
     names = [f"figures/{spec.name}.{extension}" for extension in FORMATS]
     return _Figure(
         name=spec.name,
-        title=spec.title,
+        title=titled(spec.title, extent(where(frame, dict(spec.fixed))[WORD])),
         caption=f"{CAPTIONS[spec.kind]} {spec.conditions[:1].upper()}{spec.conditions[1:]}.",
         alternative=describe(frame, spec),
         data_uri=f"data:image/svg+xml;base64,{encoded}" if encoded else "",
@@ -220,7 +225,8 @@ def _open_cells(frame: pd.DataFrame, rerun: str) -> list[dict[str, str]]:
 def _samples(frame: pd.DataFrame, base: Path, study_name: str) -> list[_Sample]:
     """The first responses of the first cell of each data set; none where its file cannot be read."""
     found = []
-    ran = frame[frame["outcome"] == State.OK]
+    # A simulated cell has no responses to show.
+    ran = frame[(frame["outcome"] == State.OK) & ~frame[WORD]]
     for dataset, rows in ran.groupby("dataset", sort=False):
         first = rows.iloc[0]
         cell = Cell(**{axis: first[axis] for axis in AXES})

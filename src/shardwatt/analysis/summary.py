@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from shardwatt.analysis.panels import rounded
+from shardwatt.analysis.marking import WORD, extent
 from shardwatt.analysis.points import OF_ENERGY, named
 from shardwatt.analysis.survey import State
 from shardwatt.cell import AXES
 from shardwatt.readings import Status
+from shardwatt.units import rounded
 
 #: Sign and words of each outcome in the map of cells.
 SIGNS = {
@@ -136,7 +137,7 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
         first = known.sort_values(quantity, ascending=best == "min", kind="stable").head(1)
         row = first.iloc[0]
         value = f"{rounded(float(row[quantity]))} {unit}"
-        tag = _estimated(first["energy_status"]) if quantity in OF_ENERGY else ""
+        tag = _worth(first, "energy_status" if quantity in OF_ENERGY else None)
         axes = ("model", "gpu", "shards", "batch", "length", "dataset")
         found.append(Headline(label, value, named([(a, row[a]) for a in axes]), tag))
     return found + _totals(ran)
@@ -150,6 +151,7 @@ def _totals(ran: pd.DataFrame) -> list[Headline]:
             "responses",
             f"{int(ran['responses'].sum()):,}",
             f"{int(ran['output_tokens'].sum()):,} output tokens in {len(ran)} cells",
+            _worth(ran),
         )
     ]
     known = ran[ran["job_energy_j"].notna()]
@@ -160,12 +162,16 @@ def _totals(ran: pd.DataFrame) -> list[Headline]:
     value = f"{rounded(joules / _J_PER_KWH)} kWh" if joules > _J_PER_KWH else f"{rounded(joules / 1e3)} kJ"
     unknown = len(ran) - len(known)
     where = lasted + (f"; unknown for {unknown} cells" if unknown else "")
-    return [*found, Headline("energy of all jobs", value, where, _estimated(known["job_energy_status"]))]
+    return [*found, Headline("energy of all jobs", value, where, _worth(known, "job_energy_status"))]
 
 
-def _estimated(statuses: pd.Series) -> str:
-    estimates = statuses == str(Status.ESTIMATED)
-    return "estimated" if estimates.all() else "partly estimated" if estimates.any() else ""
+def _worth(rows: pd.DataFrame, status: str | None = None) -> str:
+    """What is to be said of a number made from these cells; `status` is the column of its joules' status."""
+    words = [extent(rows[WORD])]
+    if status is not None:
+        estimates = rows[status] == str(Status.ESTIMATED)
+        words.append("estimated" if estimates.all() else "partly estimated" if estimates.any() else None)
+    return ", ".join(filter(None, words))
 
 
 def _duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ from shardwatt.cell import Cell
 from shardwatt.errors import RecordError
 from shardwatt.layout import CELL_FILES, CellPaths
 from shardwatt.leftovers import attempts_of
+from shardwatt.plan.leftout import LeftOut
 from shardwatt.recordfiles import read
 from shardwatt.records import Outcome, Record
 from shardwatt.study import Constants
@@ -43,6 +44,9 @@ class State(StrEnum):
 #: States whose files Snakemake would trust although nothing can be taken from them.
 REFUSED = (State.INVALID, State.OUTDATED)
 
+#: Reason of a cell that does not fit by the plan, and was left out.
+PREDICTED = "predicted"
+
 
 @dataclass(frozen=True, slots=True)
 class CellState:
@@ -58,6 +62,7 @@ class CellState:
         log: the log to read, relative to the folder in which Snakemake runs; None where there is none.
         target: what to ask Snakemake for to run the cell again.
         job_id: of the job that runs a `running` cell, or will run a `pending` one, otherwise None.
+        left_out: why the study leaves the cell out, of one whose reason is `predicted`, otherwise None.
     """
 
     cell: Cell
@@ -69,6 +74,7 @@ class CellState:
     log: str | None
     target: str
     job_id: str | None = None
+    left_out: LeftOut | None = None
 
 
 def survey(
@@ -79,13 +85,16 @@ def survey(
     *,
     model_fingerprints: Mapping[tuple[str, int], str] | None = None,
     dataset_hashes: Mapping[str, str] | None = None,
+    left_out: Callable[[Cell], LeftOut | None] = lambda _: None,
+    played: Callable[[Cell], str] | None = None,
     deep: bool = False,
 ) -> list[CellState]:
     """Find the state of each cell, in the order given. No bad cell hides another; nothing is raised.
 
     A record is `ok` or `does_not_fit` only if it is whole, belongs to its path, and was made with the
     study's constants, the expected checkpoint and the expected data. Where the latter two are not
-    given, the newest record of the study decides: the others are never mixed with it.
+    given, the newest record of the study decides: the others are never mixed with it. A cell that the study
+    leaves out is `does_not_fit` by its plan, until there is a record of it.
 
     Args:
         base: the folder that holds `results` and `logs`.
@@ -94,11 +103,16 @@ def survey(
         constants: its constants.
         model_fingerprints: expected checkpoint of each (model, shards).
         dataset_hashes: expected SHA-256 of each data set.
+        left_out: what tells why the study leaves a cell out; None of one that it runs.
+        played: the identity of the forecast that a simulated cell plays by the plan as it is now; None: what
+            simulated records played is not looked at.
         deep: also read the Parquet files whole and compare their rows with the record, which needs
             pyarrow; otherwise only their first and last bytes are looked at.
     """
     with _no_search_for_garbage():
-        states = [_state(CellPaths(base, study_name, cell), constants, deep=deep) for cell in cells]
+        states = [_state(CellPaths(base, study_name, cell), constants, left_out, deep=deep) for cell in cells]
+    if played is not None:
+        states = [_refuse_other_forecast(state, played) for state in states]
     states = _refuse_others(
         states, model_fingerprints or {}, _model_key, _fingerprint, "other_model", "checkpoint"
     )
@@ -117,11 +131,17 @@ def _no_search_for_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _state(paths: CellPaths, constants: Constants, *, deep: bool) -> CellState:
+def _state(
+    paths: CellPaths, constants: Constants, left_out: Callable[[Cell], LeftOut | None], *, deep: bool
+) -> CellState:
     try:
         record = read(Record, paths.record)
     except FileNotFoundError:
-        return _without_record(paths, constants)
+        predicted = left_out(paths.cell)
+        if predicted is None:
+            return _without_record(paths, constants)
+        state = _found(paths, State.DOES_NOT_FIT, PREDICTED, str(predicted))
+        return replace(state, left_out=predicted)
     except RecordError as problem:
         return _found(paths, State.INVALID, "unreadable_record", str(problem))
     if record.cell.to_cell() != paths.cell or record.study != paths.study:
@@ -135,7 +155,8 @@ def _state(paths: CellPaths, constants: Constants, *, deep: bool) -> CellState:
     if broken is not None:
         return _found(paths, State.INVALID, *broken)
     if record.outcome is Outcome.DOES_NOT_FIT:
-        state = _found(paths, State.DOES_NOT_FIT, "device_memory", record.reason)
+        reason = "device_memory" if record.simulated is None else PREDICTED
+        state = _found(paths, State.DOES_NOT_FIT, reason, record.reason)
     else:
         state = _found(paths, State.OK, None, None)
     return replace(state, record=record)
@@ -247,6 +268,20 @@ def _ended(record: Record) -> datetime:
     return record.timings.ended_at if record.timings else datetime.min.replace(tzinfo=UTC)
 
 
+def _refuse_other_forecast(state: CellState, played: Callable[[Cell], str]) -> CellState:
+    """Mark `outdated` a simulated cell that played another forecast than the plan's now."""
+    record = state.record
+    if record is None or record.simulated is None or _fingerprint(record) == played(state.cell):
+        return state
+    return replace(
+        state,
+        state=State.OUTDATED,
+        reason="other_forecast",
+        detail="played another forecast than the plan's now: study, site, calibration or shardwatt changed",
+        record=None,
+    )
+
+
 def _refuse_others(
     states: list[CellState],
     expected: Mapping[Key, str],
@@ -260,12 +295,15 @@ def _refuse_others(
     newest: dict[Key, datetime] = {}
     for state in states:
         key = key_of(state)
-        if state.record is not None and (key not in newest or _ended(state.record) > newest[key]):
+        # A simulated cell has read neither, and stands for none.
+        if state.record is None or state.record.simulated is not None:
+            continue
+        if key not in newest or _ended(state.record) > newest[key]:
             wanted[key], newest[key] = identity_of(state.record), _ended(state.record)
     wanted.update(expected)
     checked = []
     for state in states:
-        found = identity_of(state.record) if state.record else None
+        found = None if state.record is None or state.record.simulated else identity_of(state.record)
         if found is not None and found != wanted[key_of(state)]:
             whose = "the study's now" if key_of(state) in expected else "the newest record's"
             detail = f"made from another {what}: {found[:16]}; {whose} is {wanted[key_of(state)][:16]}"

@@ -1,30 +1,34 @@
-"""The tables of a study: counterparts of Tables II to V of arXiv 2310.03003, and what has no result."""
+"""The tables of a study: counterparts of Tables II to V of arXiv 2310.03003, the paper's own values beside
+them, and what has no result."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Literal
 
 import pandas as pd
 
-from shardwatt.analysis import efficiencytable
+from shardwatt.analysis import efficiencytable, publishedtable
 from shardwatt.analysis.captable import power_caps
+from shardwatt.analysis.marking import WORD, marked
 from shardwatt.analysis.points import counts_in_order
-from shardwatt.analysis.survey import State
+from shardwatt.analysis.survey import PREDICTED, State
 from shardwatt.analysis.tablemodel import AXIS_FIELDS, Field, Row, Table, groups, known, listed
 from shardwatt.cell import AXES
+from shardwatt.readings import Status
 
 #: Names of the tables of a study, in order.
-TABLES = ("table-2", "table-3", "table-4", "table-5", "efficiency", "outcomes")
+TABLES = ("table-2", "table-3", "table-4", "table-5", "efficiency", "published", "outcomes")
 
 _SHARES = ("memory_activity", "memory_filled", "sm_utilisation", "cpu_utilisation")
 
 #: Columns that tables are made from.
 _SHOWN = (
     *AXES,
-    *("outcome", "reason", "detail", "log", "target", "nodes"),
+    *(WORD, "outcome", "reason", "detail", "log", "target", "nodes"),
     *("duration_s", "energy_j", "energy_status", "job_id", "device_uuids"),
     *efficiencytable.SHOWN,
     *_SHARES,
@@ -57,19 +61,24 @@ def tables(frame: pd.DataFrame) -> list[Table]:
     """
     # As objects, the columns lie in one block, and selecting rows copies that alone.
     shown = frame[list(_SHOWN)].astype(object).copy()
-    return [
+    # Joules of simulated devices are no measurement, whatever their meter says of them.
+    metered = shown[WORD].astype(bool) & (shown["energy_status"] != Status.ESTIMATED)
+    shown.loc[metered & shown["energy_status"].notna(), "energy_status"] = WORD
+    made = [
         bare_minimum(shown),
         power_caps(shown),
         use_by(shown, "length", "table-4", "maximum length"),
         use_by(shown, "shards", "table-5", "shards"),
         efficiencytable.efficiency(shown),
+        publishedtable.published(shown),
         outcomes(shown),
     ]
+    return [marked(table, shown) for table in made]
 
 
 def bare_minimum(frame: pd.DataFrame) -> Table:
     """Table II: fewest shards of each model and GPU type that ran, and the largest batch on them."""
-    varied = _varied(frame, ("engine", "precision", "cap"))
+    varied = ["engine", *_varied(frame, ("precision", "cap"))]
     rows = []
     for key, of_pair in groups(frame, ["model", "gpu", *varied]):
         length = counts_in_order(of_pair["length"])[0]
@@ -157,7 +166,8 @@ def _varied(frame: pd.DataFrame, axes: Sequence[str]) -> list[str]:
 
 
 def _why_none(rows: pd.DataFrame) -> str:
-    return ", ".join(f"{count} {_words(str(name))}" for name, count in rows["outcome"].value_counts().items())
+    counts = Counter(map(_words, rows["outcome"], rows["reason"]))
+    return ", ".join(f"{count} {words}" for words, count in counts.most_common())
 
 
 def _above(rows: pd.DataFrame, batch: int) -> str:
@@ -165,13 +175,12 @@ def _above(rows: pd.DataFrame, batch: int) -> str:
     larger = rows[rows["batch"] > batch]
     if larger.empty:
         return "none in the study"
-    following = counts_in_order(larger["batch"])[0]
-    outcome = str(larger.loc[larger["batch"] == following, "outcome"].iloc[0])
-    return f"{following}: {_words(outcome)}"
+    following = larger[larger["batch"] == counts_in_order(larger["batch"])[0]].iloc[0]
+    return f"{following['batch']}: {_words(following['outcome'], following['reason'])}"
 
 
-def _words(outcome: str) -> str:
-    return outcome.replace("_", " ")
+def _words(outcome: str, reason: object) -> str:
+    return outcome.replace("_", " ") + (f" ({PREDICTED})" if known(reason) == PREDICTED else "")
 
 
 def _use(rows: pd.DataFrame) -> Row:

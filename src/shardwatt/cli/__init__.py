@@ -11,12 +11,14 @@ import click
 
 from shardwatt import __version__
 from shardwatt.cli.analyse import aggregate, figure, power_trace, report, tables
+from shardwatt.cli.calibrate import calibrate
 from shardwatt.cli.cells import cells
 from shardwatt.cli.check import check_site
 from shardwatt.cli.leftovers import wait_for_job
 from shardwatt.cli.limits import restore_power_limits
 from shardwatt.cli.meters import meters
 from shardwatt.cli.model import model
+from shardwatt.cli.plan import plan
 from shardwatt.cli.prepare import fetch, make_model, make_tokenizer, schemas
 from shardwatt.cli.run import run_cell
 from shardwatt.cli.together import run_together
@@ -39,6 +41,8 @@ def commands() -> None:
 
 for command in (
     cells,
+    plan,
+    calibrate,
     check_site,
     meters,
     report,

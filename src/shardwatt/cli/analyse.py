@@ -30,6 +30,7 @@ def aggregate(place: Place, study: str) -> None:
         study_results(place.base, study),
         model_fingerprints=known.model_fingerprints,
         dataset_hashes=known.dataset_hashes,
+        left_out=place.left_out(study),
     )
     _say(paths)
 
@@ -83,6 +84,7 @@ def report(place: Place, study: str, partial: bool) -> None:
         folder / "partial",
         model_fingerprints=known.model_fingerprints,
         dataset_hashes=known.dataset_hashes,
+        left_out=place.left_out(study),
     )
     _say([path])
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shardwatt.analysis.survey import REFUSED, CellState, State
+from shardwatt.analysis.survey import PREDICTED, REFUSED, CellState, State
 from shardwatt.cell import AXES
 from shardwatt.cli.filters import matcher, where_option
 from shardwatt.cli.options import Place, place_options
@@ -68,8 +68,8 @@ def cells(
     remove_invalid: bool,
 ) -> None:
     """List the cells of a STUDY: outcome, reason, log, and the target that reruns each."""
-    is_meant = matcher(filters)
     all_cells = place.cells(study)
+    is_meant = matcher(filters, all_cells)
     found = states_now(place, study, all_cells, deep=deep)
     shown = [state for state in found if (not outcomes or state.state in outcomes) and is_meant(state.cell)]
     if style == "targets":
@@ -110,7 +110,9 @@ def _print_table(study: str, shown: Sequence[CellState], total: int, *, long: bo
     # Into a pipe or a file the whole line is kept; a terminal decides the width itself.
     console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
     counts = Counter(state.state for state in shown)
-    summary = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+    predicted = sum(state.reason == PREDICTED for state in shown)
+    words = {State.DOES_NOT_FIT: f" ({predicted} predicted)"} if predicted else {}
+    summary = ", ".join(f"{counts[one]} {one}{words.get(one, '')}" for one in State if counts[one])
     console.print(f"[bold]{escape(study)}[/]: {len(shown)} of {total} cells: {summary or 'none'}")
     if shown and fixed:
         console.print(f"all: {' '.join(fixed)}", style="dim")
@@ -129,9 +131,12 @@ def _print_table(study: str, shown: Sequence[CellState], total: int, *, long: bo
     if shown:
         console.print(table)
     for state in shown:
-        if long or state.state not in (State.OK, State.PENDING):
+        if long or (state.state not in (State.OK, State.PENDING) and state.reason != PREDICTED):
             console.print(f"{state.state}: log {escape(state.log or '-')}", soft_wrap=True)
-        if long or state.state not in (State.OK, State.PENDING, State.RUNNING):
+        # What the plan leaves out is refused by name too.
+        if state.reason != PREDICTED and (
+            long or state.state not in (State.OK, State.PENDING, State.RUNNING)
+        ):
             console.print(f"  rerun: {escape(state.target)}", soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import click
 
@@ -19,13 +19,25 @@ where_option: Callable[[Command], Command] = click.option(
 )
 
 
-def matcher(filters: Sequence[str]) -> Callable[[Cell], bool]:
+def matcher(filters: Sequence[str], cells: Iterable[Cell]) -> Callable[[Cell], bool]:
     """What tells whether a cell is meant.
 
+    Args:
+        filters: as given.
+        cells: those of the study.
+
     Raises:
-        ShardwattError: a filter is no AXIS=VALUE.
+        ShardwattError: a filter is no AXIS=VALUE, or no cell has the value: it may be misspelt.
     """
     wanted = [_parse(text) for text in filters]
+    cells = list(cells) if wanted else []
+    for axis, values in wanted:
+        known = list(dict.fromkeys(str(getattr(cell, axis)) for cell in cells))
+        for value in sorted(values.difference(known)):
+            raise ShardwattError(
+                f"--where {axis}={value}: no cell has it{suggestion(value, known)}; the study has "
+                f"{', '.join(known)}"
+            )
     return lambda cell: all(str(getattr(cell, axis)) in values for axis, values in wanted)
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from shardwatt.architectures import Architecture
 from shardwatt.checkpoints import Layout, ModelError
 from shardwatt.cli.options import find_root, root_option, site_option
-from shardwatt.engines import ENGINES
+from shardwatt.engines import MODEL_ENGINES
 from shardwatt.errors import ShardwattError
 from shardwatt.models import Checkpoint, find_checkpoint, open_checkpoint, read_architecture
 from shardwatt.plan.memory import BYTES
@@ -39,7 +39,7 @@ def model() -> None:
 
 @model.command()
 @click.argument("path")
-@click.option("--engine", type=click.Choice(list(ENGINES)), default="reference", show_default=True)
+@click.option("--engine", type=click.Choice(list(MODEL_ENGINES)), default="reference", show_default=True)
 @click.option(
     "--precision", type=click.Choice(list(BYTES)), help="Of weights and cache; default: as they are saved."
 )
@@ -238,13 +238,14 @@ def _print_plan(plan: MemoryPlan) -> None:
         f"length {plan.length}, {plan.positions} positions of cache"
     )
     table = Table(box=None, pad_edge=False)
-    for name in ("shards", "weights", "KV cache", "workspace", "total", "fits GPUs from"):
+    for name in ("shards", "weights", "KV cache", "activations", "workspace", "total", "fits GPUs from"):
         table.add_column(name, justify="right")
     for rank in plan.ranks:
         need = rank.need
-        parts = (need.weights_gib, need.kv_cache_gib, need.workspace_gib, need.total_gib)
+        parts = (need.weights_gib, need.kv_cache_gib, need.activations_gib, need.workspace_gib)
+        sizes = [f"{part:.2f}" for part in (*parts, need.total_gib)]
         least = f"{min(rank.fits_gib):g}" if rank.fits_gib else "none"
-        table.add_row(str(rank.shards), *(f"{part:.2f}" for part in parts), least)
+        table.add_row(str(rank.shards), *sizes, least)
     # Into a pipe or a file the whole line is kept; a terminal decides the width itself.
     Console(width=None if sys.stdout.isatty() else 400, highlight=False).print(table)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ import click
 from shardwatt.cell import Cell
 from shardwatt.errors import ShardwattError
 from shardwatt.identity import Identities, identities
-from shardwatt.matrix import expand
+from shardwatt.matrix import Expanded, expand, expand_blocks
+from shardwatt.plan.forecast import CellForecast, Forecaster
+from shardwatt.plan.leftout import LeftOut, left_out
+from shardwatt.plan.rehearsal import asked_of, played
 from shardwatt.site import Site, load_site
 from shardwatt.study import Study, load_study
 
@@ -44,6 +47,26 @@ class Place:
 
     def cells(self, name: str) -> tuple[Cell, ...]:
         return expand(self.root, name, self.study(name), self.site, with_models=False)
+
+    def expanded(self, name: str) -> Expanded:
+        return expand_blocks(self.root, name, self.study(name), self.site, with_models=False)
+
+    def forecaster(self, name: str) -> Forecaster:
+        return Forecaster(self.root, name, self.study(name), self.site)
+
+    def left_out(self, name: str) -> Callable[[Cell], LeftOut | None]:
+        """What tells why a study leaves a cell out; None of one that it runs."""
+        return partial(left_out, self.forecaster(name), self.study(name), self.site)
+
+    def asked_of(self, name: str) -> Callable[[Cell], CellForecast]:
+        """What tells what the job of one of a study's cells is cut to."""
+        forecaster, study = self.forecaster(name), self.study(name)
+        return lambda cell: asked_of(forecaster.cell(cell), self.site.gpus[cell.gpu], study)
+
+    def played(self, name: str) -> Callable[[Cell], str]:
+        """What tells the identity of the forecast that one of a study's simulated cells plays."""
+        forecaster = self.forecaster(name)
+        return lambda cell: played(forecaster.cell(cell))
 
 
 def find_root() -> Path:

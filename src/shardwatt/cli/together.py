@@ -52,14 +52,23 @@ def run_together(
             f"site '{place.site.name}' has launcher `{place.site.launcher}`; expected `slurm`: pass "
             "--site profiles/slurm/site.yaml"
         )
-    is_meant = matcher(filters)
-    cells = [cell for cell in place.cells(study) if is_meant(cell)]
+    all_cells = place.cells(study)
+    is_meant = matcher(filters, all_cells)
+    cells = [cell for cell in all_cells if is_meant(cell)]
     states = states_now(place, study, cells)
     missing = [state.cell for state in states if state.state in (State.MISSING, State.FAILED)]
     seed = place.study(study).seed if order == "random" else None
-    shared = shared_jobs(place.root, place.site, missing, cells_per_job, seed=seed)
-    agreed = budget(place.site, [(study, cell) for cell in missing], place.site.max_gpu_hours)
+    forecast = place.asked_of(study)
+    shared = shared_jobs(place.root, place.site, missing, cells_per_job, seed=seed, forecast=forecast)
+    agreed = budget(
+        place.site,
+        [(study, cell) for cell in missing],
+        place.site.max_gpu_hours,
+        lambda _, cell: forecast(cell),
+    )
     print(agreed, file=sys.stderr)
+    if outlook := agreed.outlook():
+        print(outlook, file=sys.stderr)
     if not dry_run:
         agreed.check("in the site's max_gpu_hours")
         _check_alone(place.base)

@@ -14,7 +14,7 @@ from shardwatt.errors import CellFailure, Reason, suggestion
 #: What a module of an engine offers under the name `load`.
 Loader = Callable[[ModelOnRank], Engine]
 
-#: The module of each engine, imported when it is asked for; `shardwatt.engines.ENGINES` has the same names.
+#: The module of each of `shardwatt.engines.MODEL_ENGINES`, imported when it is asked for.
 LOADERS: dict[str, str] = {
     "reference": "shardwatt.engine.reference",
     "reference-v2": "shardwatt.engine.reference_v2",

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shardwatt.architectures import Architecture
-from shardwatt.engines import ENGINES
+from shardwatt.engines import ENGINES, EngineFacts
 from shardwatt.units import GIB
 
 #: Bytes of one number in each precision.
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
-#: Prompt tokens assumed for each row where no cache size is given: the longest Alpaca and GSM8K prompts
-#: of a batch are mostly below this.
+#: Prompt tokens assumed for each row where a data set does not say how long its longest prompt is; and the
+#: most that the published loop is taken to prefill at once, which is the shortest prompt of a batch.
 ASSUMED_PROMPT_TOKENS = 256
 
 #: Prompt tokens that engine `fast` takes in at once, unless a single prompt is longer
@@ -26,26 +26,45 @@ CONTEXT_GIB = 0.75
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Memory of one device in GiB, by what takes it; the CUDA context is part of the workspace."""
+    """Memory of one device in GiB, by what takes it.
+
+    Attributes:
+        weights_gib: this rank's part of the model.
+        kv_cache_gib: keys and values of all rows and positions, allocated for the whole run.
+        activations_gib: what the engine's loop has beside them at its fullest.
+        workspace_gib: the CUDA context and library workspaces, which torch does not allocate.
+    """
 
     weights_gib: float
     kv_cache_gib: float
+    activations_gib: float
     workspace_gib: float
 
     @property
     def total_gib(self) -> float:
         """What the device has to have."""
-        return self.weights_gib + self.kv_cache_gib + self.workspace_gib
+        return self.allocated_gib + self.workspace_gib
 
     @property
     def allocated_gib(self) -> float:
-        """What of it torch allocates, and so counts as its peak: all but the CUDA context."""
-        return self.total_gib - CONTEXT_GIB
+        """What of it torch allocates, and so counts as its peak: all but the workspace."""
+        return self.weights_gib + self.kv_cache_gib + self.activations_gib
 
 
-def cache_positions(architecture: Architecture, length: int, cache_tokens: int | None) -> int:
-    """Positions T of the KV cache as far as they can be known before the prompts are read."""
-    wanted = cache_tokens or ASSUMED_PROMPT_TOKENS + length
+def cache_positions(
+    architecture: Architecture, length: int, cache_tokens: int | None, longest_prompt: int | None = None
+) -> int:
+    """Positions T of the KV cache as far as they can be known before the prompts are read.
+
+    It is allocated once for all batches, so that the longest prompt of all counts.
+
+    Args:
+        architecture: its context is the most.
+        length: new tokens.
+        cache_tokens: what the study fixes in place of prompt and length, or None.
+        longest_prompt: tokens of the data set's longest prompt; None: `ASSUMED_PROMPT_TOKENS`.
+    """
+    wanted = cache_tokens or (longest_prompt or ASSUMED_PROMPT_TOKENS) + length
     return min(architecture.context, wanted)
 
 
@@ -58,6 +77,7 @@ def memory_need(
     length: int,
     engine: str,
     cache_tokens: int | None = None,
+    longest_prompt: int | None = None,
 ) -> MemoryNeed:
     """Estimate the memory of one device.
 
@@ -66,11 +86,16 @@ def memory_need(
     processors, which this does not describe, `fast` holds two tables of it: oneDNN's layout of the output
     layer is a copy.
     KV cache: 2 x layers x batch x T x KV heads of a device x head size.
-    workspace: the CUDA context, and what the engine's loop has beside weights and cache at its fullest:
+    activations: what the engine's loop has beside weights and cache at its fullest:
 
     - `published`: logits, probabilities, sorted probabilities (4 bytes each) and indices (8) of every row;
-      attention scores of the prefill in the precision and in 32 bits. An engine that makes logits of all
-      positions has those of the prompts in the precision and in 32 bits beside.
+      and of one layer's attention what is more: at the last step its copies of the cache, or in the prefill
+      scores in the precision and in 32 bits, with the copies of as many positions. Where each query head has
+      a key head of its own, matrix products copy the keys into another order, and then the values: half of a
+      layer's cache at once. Where r query heads share one, keys and values are first repeated r times, and
+      both are there while either is copied: 1.5 r times a layer's cache. The prefill is of the shortest
+      prompt of a batch, taken to have at most 256 tokens. An engine that makes logits of all positions has
+      those of the prompts in the precision and in 32 bits beside.
     - `fast`: no scores, since attention is fused. Either the activations of the prompt tokens that are taken
       in at once, or sampling, whichever is more: logits, probabilities and those of the nucleus (4 bytes
       each), and random integers twice (8 each) of every row.
@@ -82,34 +107,71 @@ def memory_need(
     Activations of a token are those of one layer: the residual stream, its norm in the precision and in 32
     bits, and queries, keys, values and what attention gives, or the three products of the feed-forward
     layer.
+
+    A simulated engine needs nothing; what is estimated is what the engine that it stands for needs.
+
+    Args:
+        architecture: the model's shape.
+        precision: of weights and cache.
+        shards: devices that the model is split over.
+        batch: rows.
+        length: new tokens of a row.
+        engine: a name of `shardwatt.engines.ENGINES`.
+        cache_tokens: positions that the study fixes for the cache, or None.
+        longest_prompt: tokens of the data set's longest prompt; None: `ASSUMED_PROMPT_TOKENS`.
     """
     number = BYTES[precision]
-    positions = cache_positions(architecture, length, cache_tokens)
+    positions = cache_positions(architecture, length, cache_tokens, longest_prompt)
     per_position = 2 * architecture.kv_heads_per_shard(shards) * architecture.head_dim * number
     layer_cache = batch * positions * per_position
-    prompt = min(ASSUMED_PROMPT_TOKENS, positions)
-    logits = batch * architecture.vocab_size
-    facts = ENGINES[engine]
-    match facts.loop:
-        case "published":
-            scores = batch * (architecture.n_heads / shards) * prompt * prompt * (number + 4)
-            workspace = logits * (4 + 4 + 4 + 8) + scores
-            if facts.logits == "all":
-                workspace += logits * prompt * (number + 4)
-        case "fast":
-            at_once = min(batch * prompt, max(prompt, FAST_PREFILL_TOKENS))
-            activations = at_once * _token_bytes(architecture, shards, number)
-            workspace = max(activations, logits * (4 + 4 + 4 + 8 + 8))
-        case "transformers":
-            activations = batch * prompt * _token_bytes(architecture, shards, number)
-            workspace = max(activations, logits * (number + 4 + 4 + 4 + 4 + 4 + 8))
-            repeated = architecture.n_heads / architecture.n_kv_heads
-            workspace += layer_cache * (1 + (repeated if repeated > 1 else 0))
+    activations = _activation_bytes(
+        architecture,
+        ENGINES[engine],
+        number=number,
+        shards=shards,
+        batch=batch,
+        prompt=min(longest_prompt or ASSUMED_PROMPT_TOKENS, positions),
+        positions=positions,
+        layer_cache=layer_cache,
+    )
     return MemoryNeed(
         weights_gib=architecture.parameters_per_shard(shards) * number / GIB,
         kv_cache_gib=architecture.n_layers * layer_cache / GIB,
-        workspace_gib=workspace / GIB + CONTEXT_GIB,
+        activations_gib=activations / GIB,
+        workspace_gib=CONTEXT_GIB,
     )
+
+
+def _activation_bytes(
+    architecture: Architecture,
+    facts: EngineFacts,
+    *,
+    number: int,
+    shards: int,
+    batch: int,
+    prompt: int,
+    positions: int,
+    layer_cache: int,
+) -> float:
+    """Bytes that an engine's loop has beside weights and cache at its fullest; see `memory_need`."""
+    logits = batch * architecture.vocab_size
+    shared = architecture.n_heads / shards / architecture.kv_heads_per_shard(shards)
+    match facts.loop:
+        case "published":
+            copies = layer_cache * (1.5 * shared if shared > 1 else 0.5)
+            filled = min(prompt, ASSUMED_PROMPT_TOKENS)
+            scores = batch * (architecture.n_heads / shards) * filled * filled * (number + 4)
+            attention = max(copies, scores + copies * filled / positions)
+            of_all_positions = logits * filled * (number + 4) if facts.logits == "all" else 0
+            return logits * (4 + 4 + 4 + 8) + attention + of_all_positions
+        case "fast":
+            at_once = min(batch * prompt, max(prompt, FAST_PREFILL_TOKENS))
+            tokens = at_once * _token_bytes(architecture, shards, number)
+            return max(tokens, logits * (4 + 4 + 4 + 8 + 8))
+        case "transformers":
+            tokens = batch * prompt * _token_bytes(architecture, shards, number)
+            of_a_layer = layer_cache * (1 + (shared if shared > 1 else 0))
+            return max(tokens, logits * (number + 4 + 4 + 4 + 4 + 4 + 8)) + of_a_layer
 
 
 def _token_bytes(architecture: Architecture, shards: int, number: int) -> float:
@@ -128,12 +190,14 @@ def fewest_shards(
     length: int,
     engine: str,
     cache_tokens: int | None = None,
+    longest_prompt: int | None = None,
     counts: Iterable[int] | None = None,
 ) -> int | None:
     """The smallest shard count whose need is at most a device's memory; None if none is.
 
     Args:
-        engine: a name of `shardwatt.engines.ENGINES`, which decides over the workspace.
+        engine: a name of `shardwatt.engines.ENGINES`, which decides over the activations.
+        longest_prompt: as of `memory_need`.
         counts: the counts to choose from, ascending; None for all that the model's shape allows.
     """
     for shards in architecture.allowed_shards() if counts is None else counts:
@@ -144,8 +208,47 @@ def fewest_shards(
             batch=batch,
             length=length,
             cache_tokens=cache_tokens,
+            longest_prompt=longest_prompt,
             engine=engine,
         )
         if need.total_gib <= memory_gib:
             return shards
     return None
+
+
+def largest_batch(
+    architecture: Architecture,
+    *,
+    memory_gib: float,
+    precision: str,
+    shards: int,
+    length: int,
+    engine: str,
+    cache_tokens: int | None = None,
+    longest_prompt: int | None = None,
+    most: int,
+) -> int | None:
+    """The largest power of two of rows whose need is at most a device's memory; None if not even one fits.
+
+    Args:
+        engine: a name of `shardwatt.engines.ENGINES`, which decides over the activations.
+        longest_prompt: as of `memory_need`.
+        most: rows that it must not exceed, at least 1.
+    """
+    largest = None
+    batch = 1
+    while batch <= most:
+        need = memory_need(
+            architecture,
+            precision=precision,
+            shards=shards,
+            batch=batch,
+            length=length,
+            cache_tokens=cache_tokens,
+            longest_prompt=longest_prompt,
+            engine=engine,
+        )
+        if need.total_gib > memory_gib:
+            break  # more rows never need less
+        largest, batch = batch, 2 * batch
+    return largest

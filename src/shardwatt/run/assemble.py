@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from shardwatt import cellfiles
-from shardwatt.data.tokenizer import count_words
 from shardwatt.efficiency import Efficiency, efficiency, peak_figures
 from shardwatt.engines import ENGINES
 from shardwatt.errors import CellFailure, Reason, RecordError
 from shardwatt.plan.memory import memory_need
 from shardwatt.power.trace import Trace
-from shardwatt.readings import PowerCap, Utilisation
+from shardwatt.readings import Energy, PowerCap, Utilisation
 from shardwatt.recordfiles import read, write
-from shardwatt.records import CellRecord, Counts, Memory, Outcome, Provenance, Record, Timings
+from shardwatt.records import CellRecord, Memory, Outcome, Provenance, Record, Timings
 from shardwatt.run import spans
-from shardwatt.run.energy import MINIMUM_TICKS, energy_of
-from shardwatt.run.exchange import PARTIAL_FILE, BatchRun, PartialRun, RankEnd, RunReport
+from shardwatt.run.energy import energy_of
+from shardwatt.run.exchange import PARTIAL_FILE, PartialRun, RankEnd, RunReport
 from shardwatt.run.job import Job
 from shardwatt.run.measured import Baseline, Measured
 from shardwatt.run.phasework import phase_work
 from shardwatt.run.provenance import versions
+from shardwatt.run.rows import batch_rows, counts, response_rows
+from shardwatt.run.stretch import Stretch
 from shardwatt.study import Constants
 
 
@@ -65,11 +67,20 @@ def assemble(
     energy, baseline = energy_of(
         job.cell.path, job.constants, job.gpu_type, report, measured, was_loaded=was_loaded
     )
-    responses = _response_rows(job, report.batches)
-    batches = _batch_rows(job, report, trace, responses)
+    responses = response_rows(job, report.batches)
+    found = _Found(
+        report=report,
+        timings=_timings(report, measured, job.constants, started_at),
+        energy=energy,
+        utilisation=_utilisation(report, measured),
+        batches=batch_rows(job, report, trace, responses),
+        samples=trace.columns(report.window_start_s),
+    )
+    if job.simulation is not None:
+        found = _stretched(found, job.simulation.stretch)
     cellfiles.write_table(work / "responses.parquet", responses)
-    cellfiles.write_table(work / "batches.parquet", batches)
-    cellfiles.write_columns(work / "power.parquet", trace.columns(report.window_start_s))
+    cellfiles.write_table(work / "batches.parquet", found.batches)
+    cellfiles.write_columns(work / "power.parquet", found.samples)
     peaks = [end.peak_memory_gib for end in ends if end.peak_memory_gib is not None]
     record = Record(
         study=job.study,
@@ -78,18 +89,43 @@ def assemble(
         constants_hash=job.constants.hash,
         outcome=Outcome.OK,
         nodes=job.shape.nodes,
-        timings=_timings(report, measured, job.constants, started_at),
-        counts=_counts(job, responses, batches),
-        energy=energy,
+        timings=found.timings,
+        counts=counts(job, responses, found.batches),
+        energy=found.energy,
         power_cap=measured.power_cap,
-        utilisation=_utilisation(report, measured),
-        efficiency=_efficiency(job, report),
+        utilisation=found.utilisation,
+        efficiency=_efficiency(job, found.report),
         memory=_memory(job, max(peaks) if peaks else None),
+        simulated=job.simulation.record() if job.simulation else None,
         inputs=job.inputs,
         provenance=_provenance(job, job_id, node, ends, trace, report, was_loaded=was_loaded),
     )
     write(record, work / "result.json")
     return baseline
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a cell's files are made of, all of one time: real, or planned."""
+
+    report: RunReport
+    timings: Timings
+    energy: Energy
+    utilisation: Utilisation
+    batches: list[dict[str, Any]]
+    samples: Iterator[dict[str, cellfiles.Column]]
+
+
+def _stretched(found: _Found, stretch: Stretch) -> _Found:
+    """From the real time of a simulated cell to the planned one."""
+    return _Found(
+        report=stretch.report(found.report),
+        timings=stretch.timings(found.timings),
+        energy=stretch.energy(found.energy),
+        utilisation=stretch.utilisation(found.utilisation),
+        batches=stretch.batches(found.batches),
+        samples=stretch.samples(found.samples),
+    )
 
 
 def _utilisation(report: RunReport, measured: Measured) -> Utilisation:
@@ -146,7 +182,7 @@ def keep_partial(job: Job, work: Path, target: Path) -> Path | None:
     """
     try:
         partial = read(PartialRun, work / PARTIAL_FILE)
-        cellfiles.write_table(target, _response_rows(job, partial.batches), "responses.parquet")
+        cellfiles.write_table(target, response_rows(job, partial.batches), "responses.parquet")
     except (OSError, RecordError):
         return None
     return target
@@ -180,59 +216,11 @@ def assemble_does_not_fit(
         nodes=job.shape.nodes,
         power_cap=power_cap,
         memory=_memory(job, None),
+        simulated=job.simulation.record() if job.simulation else None,
         inputs=job.inputs,
         provenance=_provenance(job, job_id, node, [], None, None, was_loaded=False),
     )
     write(record, work / "result.json")
-
-
-def _response_rows(job: Job, runs: Sequence[BatchRun]) -> list[dict[str, Any]]:
-    """A row for each prompt of the batches that were run, which are the first ones."""
-    rows = []
-    for index, (plan, run) in enumerate(zip(job.batches, runs, strict=False)):
-        for prompt_id, prompt, tokens, finish in zip(
-            plan.prompt_ids, plan.prompts, run.tokens, run.finish, strict=True
-        ):
-            text = job.tokenizer.decode(tokens)
-            rows.append(
-                {
-                    "prompt_id": prompt_id,
-                    "batch": index,
-                    "prompt_tokens": len(prompt),
-                    "output_tokens": len(tokens),
-                    "words": count_words(text),
-                    "finish": finish,
-                    "text": text,
-                }
-            )
-    return rows
-
-
-def _batch_rows(
-    job: Job, report: RunReport, trace: Trace, responses: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    rows = []
-    first = 0
-    for index, run in enumerate(report.batches):
-        own = responses[first : first + len(run.tokens)]
-        first += len(own)
-        row: dict[str, Any] = {
-            "batch": index,
-            "rows": len(own),
-            "start_s": run.start_s - report.window_start_s,
-            "stop_s": run.stop_s - report.window_start_s,
-            "prompt_tokens": sum(response["prompt_tokens"] for response in own),
-            "output_tokens": sum(response["output_tokens"] for response in own),
-            "generated_tokens": run.generated_tokens,
-            "words": sum(response["words"] for response in own),
-            "energy_j": trace.joules([(run.start_s, run.stop_s)], minimum_ticks=MINIMUM_TICKS),
-        }
-        for phase in spans.PHASES:
-            own_spans = spans.phase_of_batch(run, phase)
-            row[f"{phase}_s"] = spans.length_s(own_spans)
-            row[f"{phase}_j"] = trace.joules(own_spans, minimum_ticks=MINIMUM_TICKS)
-        rows.append(row)
-    return rows
 
 
 def _timings(report: RunReport, measured: Measured, constants: Constants, started_at: datetime) -> Timings:
@@ -248,19 +236,6 @@ def _timings(report: RunReport, measured: Measured, constants: Constants, starte
         warmup_s=report.warmup_s,
         cool_down_s=measured.cool_down.waited_s if measured.cool_down else None,
         **phases,
-    )
-
-
-def _counts(job: Job, responses: Sequence[dict[str, Any]], batches: Sequence[dict[str, Any]]) -> Counts:
-    return Counts(
-        prompts=job.prompts,
-        prompt_tokens=sum(row["prompt_tokens"] for row in batches),
-        output_tokens=sum(row["output_tokens"] for row in batches),
-        generated_tokens=sum(row["generated_tokens"] for row in batches),
-        output_tokens_reencoded=sum(job.tokenizer.count(row["text"]) for row in responses),
-        words=sum(row["words"] for row in batches),
-        responses=len(responses),
-        batches=len(batches),
     )
 
 

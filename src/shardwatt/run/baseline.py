@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from shardwatt.run.measured import CoolDown
 from shardwatt.study import Constants
 
 #: Time in s between two looks at what may end the cell meanwhile, and at the temperature.
@@ -16,6 +16,21 @@ _POLL_S = 0.1
 _SILENCE_S = 5.0
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CoolDown:
+    """How the wait for cool devices went.
+
+    Attributes:
+        waited_s: time in s that it took.
+        reached: whether all devices were at or below the gate at its end.
+        hottest_c: temperature of the hottest one then, in degrees Celsius; None where no meter tells.
+    """
+
+    waited_s: float
+    reached: bool
+    hottest_c: float | None
 
 
 def cool_down(

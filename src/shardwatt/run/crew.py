@@ -93,5 +93,6 @@ class Crew:
 
 def sampler_words(job: Job, work: Path) -> Sequence[str]:
     """What starts the samplers of a cell's nodes, each writing into its work folder."""
-    program = sampler_program(work.absolute(), job.gpu_type, job.shape.ranks_per_node)
+    replay = job.simulation.replay(job.cell.gpu) if job.simulation else None
+    program = sampler_program(work.absolute(), job.gpu_type, job.shape.ranks_per_node, replay)
     return helper_words(job.site, job.cell.gpu, job.shape, work / "sampler.sh", program)

@@ -53,6 +53,8 @@ class DcgmWindow:
         uuids = [device.uuid for device in meter.devices if device.uuid is not None]
         if self._site is None:
             self.outcome = DcgmMissing(Status.UNAVAILABLE, "DCGM was not asked: the site has no key `dcgm`")
+        elif job.simulation is not None:
+            self.outcome = DcgmMissing(Status.UNAVAILABLE, "DCGM was not asked: the cell is simulated")
         elif not uuids:
             self.outcome = DcgmMissing(Status.UNAVAILABLE, "DCGM was not asked: no GPU is metered by NVML")
         elif meter.node != platform.node():

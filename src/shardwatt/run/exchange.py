@@ -34,6 +34,23 @@ class BatchPlan(RecordModel):
     """Prompts that are answered at a time: fewer than there are, where places are filled anew."""
 
 
+class Acting(RecordModel):
+    """What the ranks of a simulated cell do, which run no model: hold power for a while."""
+
+    window_s: float
+    """How long their window lasts, in real s."""
+    steps: list[tuple[float, float]]
+    """From when, in real s after the window has opened, and what power of a rank's device from then on in W;
+    empty where the plan knows no watts."""
+    prompts: int
+    generated_tokens: int
+    """Of all batches, for the progress display: these ranks are told of no batch."""
+    does_not_fit: str | None
+    """What every rank is refused with in place of that, as by a device that is too small; None: nothing."""
+    draw_file: Path | None
+    """The file in which simulated GPUs are told what they draw; None: the ranks' watts are replayed."""
+
+
 class JobSpec(RecordModel):
     """Everything that a rank needs to know: job.json."""
 
@@ -42,7 +59,8 @@ class JobSpec(RecordModel):
     cell: CellRecord
     constants: Constants
     architecture: Architecture
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
+    """None where none is loaded: in a simulated cell."""
     vocab_size: int
     eos_ids: frozenset[int]
     gpu_type: GpuType
@@ -62,6 +80,9 @@ class JobSpec(RecordModel):
     log_folder: Path
     """Folder of the rank logs, absolute."""
     batches: list[BatchPlan]
+    """Empty in a simulated cell."""
+    acting: Acting | None = None
+    """What ranks do that run no model; None: they run it."""
     visible_devices: str | None = None
     """CUDA_VISIBLE_DEVICES of the supervisor, for ranks on its machine; None where it is not set."""
     idle: tuple[float, float] | None = None
@@ -70,10 +91,6 @@ class JobSpec(RecordModel):
     """Whether rank 0 asks the supervisor before it opens the window, and after it has closed it."""
     more: bool = False
     """Whether the ranks stay with the model loaded for another cell."""
-
-    @property
-    def prompts(self) -> int:
-        return sum(len(batch.prompts) for batch in self.batches)
 
 
 class RankStart(RecordModel):

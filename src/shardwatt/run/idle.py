@@ -8,7 +8,7 @@ from shardwatt.readings import Idle, Method, Reading, Scope, Status
 from shardwatt.run.measured import Baseline
 from shardwatt.study import Constants
 
-_ESTIMATE = "an estimate from busy time has no idle power: it counts none"
+_ESTIMATE = "no idle power is read where energy is an estimate"
 
 
 def read_baseline(trace: Trace, span: Interval, cell: str, settle_s: float) -> Baseline:

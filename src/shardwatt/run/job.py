@@ -17,6 +17,7 @@ from shardwatt.data.prompts import load_prompts, sample_prompts
 from shardwatt.data.tokenizer import Tokenizer, check_lengths, open_tokenizer
 from shardwatt.datasets import load_catalogue
 from shardwatt.devices import VISIBLE
+from shardwatt.engines import ENGINES
 from shardwatt.errors import CellFailure, Reason, ShardwattError, StudyError
 from shardwatt.jobshape import JobShape, job_shape
 from shardwatt.matrix import expand
@@ -25,6 +26,7 @@ from shardwatt.records import CellRecord, Inputs
 from shardwatt.run.batches import plan_batches
 from shardwatt.run.exchange import BatchPlan, JobSpec
 from shardwatt.run.provenance import git_state
+from shardwatt.run.simulation import Simulation, simulate
 from shardwatt.site import GpuType, Site
 from shardwatt.study import Constants, Study
 
@@ -40,15 +42,16 @@ class Job:
         constants: the study's constants.
         site: where it runs.
         shape: nodes and ranks on each.
-        checkpoint: the model's files.
+        checkpoint: the model's files; None where none are read, in a simulated cell.
         architecture: the model's shape.
-        tokenizer: the model's tokenizer.
+        tokenizer: the model's tokenizer; None likewise.
         eos_ids: ids that end a response.
         inputs: identity of model, data set and prompts.
         batches: the prompts, tokenised.
         threads_per_rank: CPU threads of each rank.
         commit: the project's git commit and whether files differ from it, when the attempt began.
         measured_only: whether the study refuses energy that is not measured.
+        simulation: what is simulated; None where the model runs.
     """
 
     root: Path
@@ -57,15 +60,16 @@ class Job:
     constants: Constants
     site: Site
     shape: JobShape
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     architecture: Architecture
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     eos_ids: frozenset[int]
     inputs: Inputs
     batches: list[BatchPlan]
     threads_per_rank: int
     commit: tuple[str | None, bool | None]
     measured_only: bool = False
+    simulation: Simulation | None = None
 
     @property
     def gpu_type(self) -> GpuType:
@@ -92,7 +96,7 @@ class Job:
             constants=self.constants,
             architecture=self.architecture,
             checkpoint=self.checkpoint,
-            vocab_size=self.tokenizer.vocab_size,
+            vocab_size=self.tokenizer.vocab_size if self.tokenizer else self.architecture.vocab_size,
             eos_ids=self.eos_ids,
             gpu_type=self.gpu_type,
             threads_per_rank=self.threads_per_rank,
@@ -106,7 +110,8 @@ class Job:
             supervisor_node=platform.node(),
             launched_at_s=launched_at_s,
             log_folder=log_folder.absolute(),
-            batches=self.batches,
+            batches=[] if self.simulation else self.batches,
+            acting=self.simulation.acting() if self.simulation else None,
             visible_devices=os.environ.get(VISIBLE),
             idle=idle,
             gated=gated,
@@ -136,7 +141,11 @@ def plan_job(root: Path, name: str, study: Study, site: Site, cell: Cell) -> Job
     try:
         find_cell(root, name, study, site, cell)
         shape = job_shape(site, cell.gpu, cell.shards)
+        if ENGINES[cell.engine].simulates is not None:
+            return _simulated(root, name, study, site, cell, shape)
         checkpoint = find_checkpoint(root, site.models, cell.model, cell.shards)
+    except CellFailure:
+        raise
     except ShardwattError as problem:
         raise CellFailure(Reason.CONFIGURATION, str(problem)) from None
     try:
@@ -181,6 +190,33 @@ def plan_job(root: Path, name: str, study: Study, site: Site, cell: Cell) -> Job
         threads_per_rank=_threads(site, cell.gpu, shape),
         commit=git_state(root),
         measured_only=study.energy == "measured",
+    )
+
+
+def _simulated(root: Path, name: str, study: Study, site: Site, cell: Cell, shape: JobShape) -> Job:
+    """A cell that runs no model, and so needs none, nor its tokenizer, nor prompts.
+
+    Raises:
+        CellFailure: CONFIGURATION, the plan knows too little of it.
+        ShardwattError: the data set, or the shape of the model, has a mistake.
+    """
+    simulation = simulate(root, name, study, site, cell, shape)
+    return Job(
+        root=root,
+        study=name,
+        cell=cell,
+        constants=study.constants,
+        site=site,
+        shape=shape,
+        checkpoint=None,
+        architecture=simulation.architecture,
+        tokenizer=None,
+        eos_ids=frozenset(),
+        inputs=simulation.inputs,
+        batches=simulation.batches,
+        threads_per_rank=1,
+        commit=git_state(root),
+        simulation=simulation,
     )
 
 

@@ -10,26 +10,26 @@ from dataclasses import dataclass
 
 from shardwatt.devices import own_devices
 from shardwatt.errors import CellFailure, Reason
-from shardwatt.power.host import load_host
+from shardwatt.power.host import HostTrace, load_host
 from shardwatt.power.meters.choose import metered_devices
 from shardwatt.power.trace import load_trace
-from shardwatt.readings import METERED, PowerCap, Status
+from shardwatt.readings import METERED, PowerCap, Reading, Status
 from shardwatt.recordfiles import read
 from shardwatt.run.allocation import Allocation
 from shardwatt.run.assemble import assemble, keep_partial
 from shardwatt.run.attempt import OpenAttempt
-from shardwatt.run.baseline import baseline_times, cool_down, left_alone
+from shardwatt.run.baseline import CoolDown, baseline_times, cool_down, left_alone
 from shardwatt.run.caps import power_limiting
 from shardwatt.run.clocks import node_clocks
 from shardwatt.run.crew import Crew, sampler_words
 from shardwatt.run.dcgmwindow import DcgmWindow
 from shardwatt.run.exchange import RUN_FILE, RankEnd, RunReport
 from shardwatt.run.job import Job
-from shardwatt.run.measured import Baseline, CoolDown, DcgmMissing, Measured
+from shardwatt.run.measured import Baseline, DcgmMissing, Measured
 from shardwatt.run.meters import Samplers
 from shardwatt.run.progress import ProgressDisplay
 from shardwatt.run.signals import Ended, EndingSignals
-from shardwatt.run.slurmenergy import slurm_node_energy
+from shardwatt.run.slurmenergy import not_asked, slurm_node_energy
 from shardwatt.run.srun import RANKS_STEP
 from shardwatt.run.watch import attend
 
@@ -233,33 +233,41 @@ class Measurement:
         power_cap = self.power_cap()
         clocks = node_clocks(course.ends, job.shape.ranks_per_node)
         devices_per_node = metered_devices(job.gpu_type, job.shape.ranks_per_node)
+        report = read(RunReport, attempt.work / RUN_FILE)
+        simulation = job.simulation
         baseline = assemble(
             job,
             attempt.work,
             job_id=attempt.job_id,
             node=attempt.node,
             started_at=attempt.started_at,
-            report=read(RunReport, attempt.work / RUN_FILE),
+            report=report if simulation is None else simulation.report(report),
             ends=course.ends,
             measured=Measured(
                 trace=load_trace(attempt.work, job.shape.nodes, devices_per_node, clocks),
-                host=load_host(attempt.work, job.shape.nodes, clocks),
+                # Processors of nodes that compute nothing are not the cell's.
+                host=HostTrace([]) if simulation else load_host(attempt.work, job.shape.nodes, clocks),
                 job_span=course.span,
                 unloaded=self._carried.unloaded or course.unloaded,
                 cool_down=course.cool_down,
                 power_cap=power_cap,
                 dcgm=dcgm.outcome,
-                slurm_node=slurm_node_energy(
-                    self._allocation.job_id if self._allocation is not None else None,
-                    sorted({end.node for end in course.ends}),
-                    step_name=RANKS_STEP,
-                    is_shared=self._more,
-                ),
+                slurm_node=self._slurm_node(sorted({end.node for end in course.ends})),
                 has_whole_nodes=self._allocation.has_whole_nodes if self._allocation is not None else None,
             ),
             was_loaded=self._was_loaded,
         )
         self._carried.unloaded = baseline or self._carried.unloaded
+
+    def _slurm_node(self, nodes: list[str]) -> Reading:
+        if self._job.simulation is not None:
+            return not_asked(nodes, "not asked: the cell is simulated")
+        return slurm_node_energy(
+            self._allocation.job_id if self._allocation is not None else None,
+            nodes,
+            step_name=RANKS_STEP,
+            is_shared=self._more,
+        )
 
 
 def _has_idle(samplers: Samplers) -> bool:

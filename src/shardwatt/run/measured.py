@@ -9,6 +9,7 @@ from shardwatt.power.curve import Interval
 from shardwatt.power.host import HostTrace
 from shardwatt.power.trace import Trace
 from shardwatt.readings import DcgmDevice, Device, Idle, PowerCap, Reading, Status
+from shardwatt.run.baseline import CoolDown
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +42,6 @@ class DcgmMissing:
 
     status: Status
     detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class CoolDown:
-    """How the wait for cool devices went.
-
-    Attributes:
-        waited_s: time in s that it took.
-        reached: whether all devices were at or below the gate at its end.
-        hottest_c: temperature of the hottest one then, in degrees Celsius; None where no meter tells.
-    """
-
-    waited_s: float
-    reached: bool
-    hottest_c: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardwatt.errors import Reason, RecordError
+from shardwatt.power.meters.replay import Replay
 from shardwatt.power.sampling.files import MeterFile, PowerNow, meter_path, power_now_path
 from shardwatt.recordfiles import read
 from shardwatt.run.nodehelpers import Kind, NodeHelpers
@@ -24,14 +25,24 @@ _SAMPLER = Kind(
 )
 
 
-def sampler_program(work: Path, gpu_type: GpuType, ranks_per_node: int) -> list[str]:
-    """Python's arguments for the sampler of a node."""
+def sampler_program(
+    work: Path, gpu_type: GpuType, ranks_per_node: int, replay: Replay | None = None
+) -> list[str]:
+    """Python's arguments for the sampler of a node.
+
+    Args:
+        work: the cell's work folder.
+        gpu_type: the site's.
+        ranks_per_node: ranks there.
+        replay: what is replayed of a simulated cell in place of reading devices; None: they are read.
+    """
     return [
         *("-m", "shardwatt.power.sampling.sampler"),
         *("--gpu-type", gpu_type.model_dump_json(exclude={"environment", "slurm"})),
         *("--ranks-per-node", str(ranks_per_node)),
         *("--folder", str(work)),
         *("--period-s", str(PERIOD_S)),
+        *(() if replay is None else ("--replay", replay.model_dump_json())),
     ]
 
 

@@ -34,6 +34,7 @@ from shardwatt.run.exchange import (
     rank_start_file,
 )
 from shardwatt.run.place import Place, own_place, see_devices
+from shardwatt.run.simulated import run_simulated
 
 if TYPE_CHECKING:
     from shardwatt.run.session import Session
@@ -163,6 +164,8 @@ class Cells:
     def _end(self) -> RankEnd:
         """Run the cell; whatever is raised becomes how it ended."""
         try:
+            if self._spec.acting is not None:
+                return run_simulated(self._spec, self._spec.acting, self._work, self._place, self._node)
             if self._ranks is None:
                 # torch comes with it: the supervisor imports this module to name `main`, and needs none.
                 from shardwatt.run.session import Session

@@ -9,7 +9,7 @@ from shardwatt.power.nodetrace import DeviceTrace
 from shardwatt.power.rules import name_of, violation
 from shardwatt.power.trace import union
 from shardwatt.readings import Device, Method, PowerCap, Reading, Violation
-from shardwatt.run.measured import CoolDown
+from shardwatt.run.baseline import CoolDown
 from shardwatt.site import GpuType
 
 #: Limits closer than this are the same, in W: they are set in whole watts, and drivers round.

@@ -177,6 +177,7 @@ class Session:
         # The old weights go first: both may not fit.
         self._engine = None
         checkpoint = spec.checkpoint
+        assert checkpoint is not None, "only simulated ranks load none"
         if spec.staging is not None:
             checkpoint = staged(
                 checkpoint, spec.architecture, spec.staging, rank=self._place.rank, ranks=group.count

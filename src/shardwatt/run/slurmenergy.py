@@ -124,6 +124,16 @@ def slurm_node_energy(
     )
 
 
+def not_asked(nodes: Sequence[str], why: str) -> Reading:
+    """What stands in place of Slurm's energy where it is not asked.
+
+    Args:
+        nodes: host names of the nodes of the ranks.
+        why: in words.
+    """
+    return _without(nodes, Status.UNAVAILABLE, why)
+
+
 def _energy(
     job_id: str | None, nodes: Sequence[str], step_name: str, *, is_shared: bool
 ) -> tuple[EnergyPlugin, SlurmStep, float]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardwatt.attempts import Claim
 from shardwatt.cell import AXES, Cell
 from shardwatt.checkpoints import ModelError
+from shardwatt.engines import ENGINES
 from shardwatt.layout import claim_file
 from shardwatt.models import find_checkpoint
+from shardwatt.plan.forecast import CellForecast
 from shardwatt.recordfiles import write
 from shardwatt.resources import cell_resources
 from shardwatt.site import Site
@@ -48,15 +50,17 @@ class SharedJob:
 
     Attributes:
         cells: in the order in which they run; alike in `SHARED_AXES`.
-        runtime_min: the time limit: that of one cell for each.
+        runtime_min: the time limit: those of the cells together.
+        forecast: of the cell whose job asks for most memory; None where no plan counts.
     """
 
     cells: tuple[Cell, ...]
     runtime_min: int
+    forecast: CellForecast | None = None
 
     def sbatch_words(self, site: Site, study: str, log_folder: Path) -> list[str]:
         """The words that submit it; the script comes through standard input."""
-        resources = cell_resources(site, self.cells[0], 1)
+        resources = cell_resources(site, self.cells[0], 1, self.forecast)
         comment = f"shardwatt run-together {study}"
         if {cell.cap for cell in self.cells} == {self.cells[0].cap} and self.cells[0].cap != "none":
             # Where Slurm's Prolog sets power limits, it finds the cap here.
@@ -78,12 +82,19 @@ class SharedJob:
 
 
 def shared_jobs(
-    root: Path, site: Site, cells: Iterable[Cell], cells_per_job: int, *, seed: int | None
+    root: Path,
+    site: Site,
+    cells: Iterable[Cell],
+    cells_per_job: int,
+    *,
+    seed: int | None,
+    forecast: Callable[[Cell], CellForecast | None] = lambda cell: None,
 ) -> list[SharedJob]:
     """Put cells that can share their ranks into jobs of at most so many.
 
     Cells that are compared stand in one job, as long as they are not more than a job may hold; then those
-    of one repeat do. Where Slurm's prolog sets power limits, a job has one cap.
+    of one repeat do. Where Slurm's prolog sets power limits, a job has one cap. Each cell has the time limit
+    and the memory of a job of its own.
 
     Args:
         root: the project's root, where config/ lies.
@@ -92,6 +103,7 @@ def shared_jobs(
         cells_per_job: most cells of a job; fewer where its time limit would be longer than the partition
             allows.
         seed: for the order of a job's cells; None keeps that of `cells`.
+        forecast: what a cell's own job is cut to; None: the site's figures alone count.
 
     Raises:
         SiteError: the shards have no layout on the site's nodes.
@@ -100,24 +112,37 @@ def shared_jobs(
     has_one_cap = site.power_limits is not None and site.power_limits.set_by == "prolog"
     jobs = []
     for group in _alike(cells, (*SHARED_AXES, "cap") if has_one_cap else SHARED_AXES):
-        checkpoint = find_checkpoint(root, site.models, group[0].model, group[0].shards)
-        if not checkpoint.folder.is_dir():
-            raise ModelError(
-                f"model '{group[0].model}': {checkpoint.folder} is not there yet, and jobs of several cells "
-                f"make no models; make it first: snakemake --profile profiles/slurm {checkpoint.folder}"
-            )
-        one_min = int(cell_resources(site, group[0], 1)["runtime"])
-        most_min = site.words(group[0].gpu).runtime_max_min
-        size = cells_per_job if most_min is None else min(cells_per_job, max(1, most_min // one_min))
+        _check_model(root, site, group[0])
+        most = _Most(cells_per_job, site.words(group[0].gpu).runtime_max_min)
+        asked = {cell: cell_resources(site, cell, 1, forecast(cell)) for cell in group}
+        minutes = {cell: int(words["runtime"]) for cell, words in asked.items()}
         place = {cell: index for index, cell in enumerate(group)}
-        for together in _packed(group, size):
+        for together in _packed(group, minutes, most):
             ordered = (
                 in_random_order(together, seed)
                 if seed is not None
                 else sorted(together, key=place.__getitem__)
             )
-            jobs.append(SharedJob(tuple(ordered), one_min * len(ordered)))
+            fullest = max(together, key=lambda cell: int(asked[cell].get("mem_mb", 0)))
+            total_min = sum(minutes[cell] for cell in together)
+            jobs.append(SharedJob(tuple(ordered), total_min, forecast(fullest)))
     return jobs
+
+
+def _check_model(root: Path, site: Site, cell: Cell) -> None:
+    """Make sure that a model is there; simulated cells need none.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if ENGINES[cell.engine].simulates is not None:
+        return
+    checkpoint = find_checkpoint(root, site.models, cell.model, cell.shards)
+    if not checkpoint.folder.is_dir():
+        raise ModelError(
+            f"model '{cell.model}': {checkpoint.folder} is not there yet, and jobs of several cells "
+            f"make no models; make it first: snakemake --profile profiles/slurm {checkpoint.folder}"
+        )
 
 
 def in_random_order(cells: Iterable[Cell], seed: int) -> list[Cell]:
@@ -147,19 +172,38 @@ def _alike(cells: Iterable[Cell], axes: Sequence[str]) -> list[list[Cell]]:
     return list(groups.values())
 
 
-def _packed(cells: Iterable[Cell], size: int) -> list[list[Cell]]:
-    """Fill jobs of at most `size` cells one after the other, with what is compared in one piece."""
+@dataclass(frozen=True, slots=True)
+class _Most:
+    """What a job of several cells may be at most; minutes: None for no limit."""
+
+    cells: int
+    minutes: int | None
+
+    def holds(self, cells: Sequence[Cell], minutes: Mapping[Cell, int]) -> bool:
+        """Whether these cells may be a job: one alone always may."""
+        total_min = sum(minutes[cell] for cell in cells)
+        is_short = self.minutes is None or total_min <= self.minutes
+        return len(cells) == 1 or (len(cells) <= self.cells and is_short)
+
+
+def _packed(cells: Iterable[Cell], minutes: Mapping[Cell, int], most: _Most) -> list[list[Cell]]:
+    """Fill jobs one after the other, with what is compared in one piece."""
     pieces: list[list[Cell]] = []
     for group in compared(cells):
-        if len(group) <= size:
+        if most.holds(group, minutes):
             pieces.append(group)
             continue
         # Comparisons are made repeat by repeat: so the caps of one repeat stay together.
         for repeat in _alike(group, ("repeat",)):
-            pieces += [repeat[first : first + size] for first in range(0, len(repeat), size)]
+            pieces += _filled([[cell] for cell in repeat], minutes, most)
+    return _filled(pieces, minutes, most)
+
+
+def _filled(pieces: Iterable[Sequence[Cell]], minutes: Mapping[Cell, int], most: _Most) -> list[list[Cell]]:
+    """Put pieces into as few jobs as they fill in order; each may be a job by itself."""
     jobs: list[list[Cell]] = []
     for piece in pieces:
-        if jobs and len(jobs[-1]) + len(piece) <= size:
+        if jobs and most.holds([*jobs[-1], *piece], minutes):
             jobs[-1] += piece
         else:
             jobs.append(list(piece))

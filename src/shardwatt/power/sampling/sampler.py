@@ -24,7 +24,8 @@ from pathlib import Path
 
 from shardwatt.devices import own_devices
 from shardwatt.errors import EXIT_CONFIGURATION, CellFailure
-from shardwatt.power.meters.choose import open_host_meter, open_meter
+from shardwatt.power.meters.choose import metered_devices, open_host_meter, open_meter
+from shardwatt.power.meters.replay import Replay, ReplayMeter
 from shardwatt.power.nodeoptions import node_options
 from shardwatt.power.protocol import Meter, Sample
 from shardwatt.power.sampling.files import (
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CellFailure as problem:
         print(f"sampler of node {options.node_index}: {problem}", file=sys.stderr)
         return EXIT_CONFIGURATION
-    meter, host = open_meter(options.gpu_type, selectors), open_host_meter()
+    meter, host = _open_meter(options, selectors), open_host_meter()
     try:
         _run(meter, host, options.folder, options.node_index, options.period_s)
     except OSError as problem:
@@ -74,10 +75,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = node_options("shardwatt.power.sampling.sampler")
     parser.add_argument("--period-s", type=float, default=0.1)
+    parser.add_argument("--replay", type=Replay.model_validate_json, metavar="JSON")
     options = parser.parse_args(arguments)
     if not (math.isfinite(options.period_s) and options.period_s > 0):
         parser.error(f"--period-s: found {options.period_s}; expected a time above 0")
     return options
+
+
+def _open_meter(options: argparse.Namespace, selectors: Sequence[str]) -> Meter:
+    """The meter of the devices; of a simulated cell, what its ranks say that they hold."""
+    if options.replay is None:
+        return open_meter(options.gpu_type, selectors)
+    first = options.node_index * options.ranks_per_node
+    return ReplayMeter(
+        options.replay,
+        options.folder,
+        range(first, first + options.ranks_per_node),
+        metered_devices(options.gpu_type, options.ranks_per_node),
+    )
 
 
 def _run(meter: Meter, host: Meter, folder: Path, node_index: int, period_s: float) -> None:
