@@ -69,7 +69,15 @@ def write(record: RecordModel, path: Path) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full; `path` is as it was before.
     """
-    text = record.model_dump_json(indent=2) + "\n"
+    write_whole(record.model_dump_json(indent=2) + "\n", path)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write a text atomically, as `write` does a record.
+
+    Raises:
+        OSError: as of `write`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as stream:

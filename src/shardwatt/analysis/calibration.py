@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -28,6 +27,7 @@ from shardwatt.cell import Cell
 from shardwatt.errors import ShardwattError, SiteError
 from shardwatt.plan.device import Factors, factors_of
 from shardwatt.plan.forecast import Forecaster
+from shardwatt.recordfiles import write_whole
 from shardwatt.site import Site
 from shardwatt.siteplan import Calibration, CalibrationFile, Measured
 from shardwatt.study import Study
@@ -239,16 +239,7 @@ def store(entries: Mapping[str, Calibration], path: Path) -> None:
     if path.is_file():
         known = dict(parse_model(CalibrationFile, read_mapping(path, SiteError), path, SiteError).calibration)
     content = CalibrationFile(calibration=known | dict(entries)).model_dump(mode="json")
-    text = _HEAD + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(_HEAD + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110), path)
 
 
 def _rounded(value: float) -> float:
