@@ -23,14 +23,14 @@ SHAPE = Architecture(2048, 2, 32, 4, 5632, 8192)
 TESTS = Path(__file__).parents[1]
 
 
-def program(*words: str) -> dict[str, float]:
+def program(*words: str, **environment: str) -> dict[str, float]:
     """What a program that measures itself prints."""
     run = subprocess.run(
         [sys.executable, *words],
         input="\n",
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
@@ -100,6 +100,8 @@ print(json.dumps({"peak_bytes": resident("VmHWM") - before}))
 
 @pytest.mark.parametrize(("folder", "layout"), [("pth", "meta"), ("meta-8", "huggingface")])
 def test_copying_holds_one_tensor_at_a_time(saved: Path, tmp_path: Path, folder: str, layout: str) -> None:
-    found = program("-c", _COPYING, str(saved / folder), str(tmp_path), layout)
-    # The largest is an embedding; beside it there are buffers, and what the allocator keeps of smaller ones.
-    assert found["peak_bytes"] < 2 * SHAPE.vocab_size * SHAPE.dim + 16e6
+    # By itself glibc keeps freed tensors of up to 32 MiB for later, or not, by chance: none of those is held.
+    words = ("-c", _COPYING, str(saved / folder), str(tmp_path), layout)
+    found = program(*words, MALLOC_MMAP_THRESHOLD_=str(2**20))
+    # The largest is an embedding; beside it there are buffers.
+    assert found["peak_bytes"] < 2 * SHAPE.vocab_size * SHAPE.dim + 20e6
