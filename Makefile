@@ -70,7 +70,8 @@ gpu: .venv/installed-dev ## run the engines on an NVIDIA GPU; skipped where ther
 
 workflow: .venv/installed-dev ## run whole workflows of a tiny study
 	@echo "== workflow tests"
-	@$(BIN)/python -m pytest tests/workflow -n 2
+	@# By file: what the tests of one share is run once.
+	@$(BIN)/python -m pytest tests/workflow -n 2 --dist loadfile
 
 slurm-cluster: .venv/installed ## start a Slurm cluster on this machine to try the pipeline on; Ctrl-C stops it
 	@PYTHONPATH=tests $(BIN)/python -m slurm_cluster

@@ -123,7 +123,7 @@ class _OnDevice:
 
         run: Callable[[], object] = draw
         if self.device.type == "cuda":
-            capture = Capture(self.device)
+            capture = Capture(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
             capture.rehearse(draw)
             run = capture.record(draw).replay
         return {"ms": 1e3 * statistics.median(self._times_s(run))}

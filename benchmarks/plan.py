@@ -128,7 +128,7 @@ def _parts(root: Path, name: str) -> dict[str, float]:
 
     marks.append(time.perf_counter())
     study, site = load_study(root, name), load_site([root / SITE])
-    blocks = expand_blocks(root, name, study, site, with_models=False).blocks
+    blocks = expand_blocks(root, name, study, site, with_models=False)
     marks.append(time.perf_counter())
     forecaster = Forecaster(root, name, study, site)
     for cell in blocks[0]:

@@ -23,13 +23,13 @@ from shardwatt.analysis.calibrationfit import Predictions, fit
 from shardwatt.analysis.calibrationwords import PREDICTORS
 from shardwatt.analysis.survey import survey
 from shardwatt.matrix import expand
-from shardwatt.plan.device import Factors, factors_of
+from shardwatt.plan.calibrated import factors_of
 from shardwatt.site import load_site
 from shardwatt.study import load_study
 
 SEED = 2023
 AXES = ("model", "dataset", "shards", "batch", "length")
-COLUMNS: tuple[Approach, ...] = ("work", "forecast", "tokens", "mean")
+COLUMNS: tuple[Approach, ...] = ("work", "forecast", "tokens", "mean", "assumed")
 
 #: Predicts some cells from others.
 Split = Callable[[Sequence[Observation], Sequence[Observation]], list[LeftOut]]
@@ -71,9 +71,6 @@ def main() -> None:
     def from_others(training: Sequence[Observation], held: Sequence[Observation]) -> list[LeftOut]:
         return predicted(training, held, assumed, predictions, forecast)
 
-    def uncalibrated(_: Sequence[Observation], held: Sequence[Observation]) -> list[LeftOut]:
-        return [_as_assumed(one, assumed, predictions, forecast(one, assumed)) for one in held]
-
     print(f"{len(cells)} cells, {len(configurations)} different, of {', '.join(studies)}; {given.engine}.")
     print(machine("numpy"), end="\n\n")
     whole = fit(cells, assumed, predictions)
@@ -84,29 +81,25 @@ def main() -> None:
     ]
     print(f"Fitted to all: {', '.join(told)}.", end="\n\n")
     print("Errors of the window's time, 100 |ln(measured / predicted)|: median; 90th percentile.", end="\n\n")
-    rows = [_halves(cells, configurations, given.splits, from_others, uncalibrated)]
+    rows = [_halves(cells, configurations, given.splits, from_others)]
     for words, training, held in _without_a_value(cells):
-        found, plain = from_others(training, held), uncalibrated(training, held)
-        errors = [_percents([found], name) for name in COLUMNS] + [_percents([plain], "forecast")]
-        rows.append([words, str(len(held)), *errors])
-    heads = [PREDICTORS[name] for name in COLUMNS]
-    print(table(["left out", "cells", *heads, "forecast, not calibrated"], rows))
+        found = from_others(training, held)
+        rows.append([words, str(len(held)), *(_percents([found], name) for name in COLUMNS)])
+    print(table(["left out", "cells", *(PREDICTORS[name] for name in COLUMNS)], rows))
 
 
 def _halves(
-    cells: Sequence[Observation], configurations: Sequence[object], splits: int, *by: Split
+    cells: Sequence[Observation], configurations: Sequence[object], splits: int, split: Split
 ) -> list[str]:
     """A line for random halves: medians over the splits, with their range."""
     draw = random.Random(SEED)
-    made: list[list[list[LeftOut]]] = [[] for _ in by]
+    made: list[list[LeftOut]] = []
     for _ in range(splits):
         half = set(draw.sample(list(configurations), len(configurations) // 2))
         training = [one for one in cells if one.configuration in half]
-        held = [one for one in cells if one.configuration not in half]
-        for found, split in zip(made, by, strict=True):
-            found.append(split(training, held))
-    errors = [_percents(made[0], name) for name in COLUMNS] + [_percents(made[1], "forecast")]
-    return [f"a random half, {splits} times", str(len(made[0][0])), *errors]
+        made.append(split(training, [one for one in cells if one.configuration not in half]))
+    errors = [_percents(made, name) for name in COLUMNS]
+    return [f"a random half, {splits} times", str(len(made[0])), *errors]
 
 
 def _without_a_value(
@@ -120,17 +113,6 @@ def _without_a_value(
             training = [one for one in cells if one.configuration not in away]
             if len({one.configuration for one in training}) >= FEWEST:
                 yield f"{axis} {value}", training, held
-
-
-def _as_assumed(
-    one: Observation, assumed: Factors, predictions: Predictions, said: tuple[float | None, float | None]
-) -> LeftOut:
-    """A cell beside the forecast without a calibration."""
-    work = predictions.of(one, assumed)
-    unknown = (None, None)
-    return LeftOut(
-        one, {"work": (work.duration_s, work.energy_j), "forecast": said, "tokens": unknown, "mean": unknown}
-    )
 
 
 def _percents(splits: Sequence[Sequence[LeftOut]], approach: Approach) -> str:

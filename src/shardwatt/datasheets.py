@@ -31,6 +31,7 @@ class DataSheet:
         idle_w: power in W at rest, driver loaded and nothing on the device (an assumption).
         clock_mhz: boost clock in MHz.
         lowest_clock_mhz: lowest core clock in MHz (an assumption).
+        power_min_w: lowest power limit in W that it takes; None where no listing of one was found.
     """
 
     name: str
@@ -46,6 +47,7 @@ class DataSheet:
     lowest_clock_mhz: float
     peers: int = 1
     meshed: int = 1
+    power_min_w: float | None = None
 
 
 def _sheet(
@@ -71,6 +73,7 @@ def _sheet(
         source,
         *_BOARDS[name],
         *_MESHES.get(name, (1, 1)),
+        _POWER_MIN_W.get(name),
     )
 
 
@@ -126,6 +129,26 @@ _MESHES: dict[str, tuple[int, int]] = {
 }
 
 
+#: Lowest power limit in W, which no data sheet names: "Min Power Limit" of `nvidia-smi -q` in published
+#: listings of such boards, for A100 modules in NVIDIA/nvidia-docker issue 1648 and NVIDIA/DCGM issue 152, for
+#: the A40 in NVIDIA/nvidia-docker issue 1447, for the T4 in influxdata/telegraf's test data; B200: NVIDIA DGX
+#: B200 user guide, "Power capping". V100 modules are left out: their boards differ (a listing has 150).
+_POWER_MIN_W: dict[str, float] = {
+    "v100-pcie-16gb": 100,
+    "v100-pcie-32gb": 100,
+    "v100s-pcie-32gb": 100,
+    "t4": 60,
+    "a100-sxm-40gb": 100,
+    "a100-pcie-80gb": 150,
+    "a100-sxm-80gb": 100,
+    "a40": 100,
+    "rtx-3090": 100,
+    "h100-sxm-80gb": 200,
+    "h200-sxm-141gb": 200,
+    "b200-sxm-180gb": 200,
+}
+
+
 _V100 = "NVIDIA V100 data sheet, January 2020"
 _A100 = "NVIDIA A100 data sheet, June 2021"
 _A100_40 = "NVIDIA A100 data sheet, May 2020, and A100 PCIe product brief, 2020"
@@ -175,7 +198,7 @@ DATA_SHEETS: dict[str, DataSheet] = {
 def markdown() -> str:
     """The catalogue as a Markdown table."""
     heads = ["name", "GiB", "GB/s", "TFLOP/s fp32", "bf16", "fp16", "TDP (W)", "capability"]
-    heads += ["link (GB/s)", "idle (W, assumed)", "clock (MHz)", "source"]
+    heads += ["link (GB/s)", "idle (W, assumed)", "least limit (W)", "clock (MHz)", "source"]
     rows = [heads, ["---"] * len(heads), *(_row(sheet) for sheet in DATA_SHEETS.values())]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -191,6 +214,7 @@ def _row(sheet: DataSheet) -> list[str]:
         sheet.compute_capability or "none",
         f"{sheet.link_gb_s:g}" + (f" to {sheet.peers}" if sheet.peers > 1 else ""),
         f"{sheet.idle_w:g}",
+        "unknown" if sheet.power_min_w is None else f"{sheet.power_min_w:g}",
         f"{sheet.lowest_clock_mhz:g} to {sheet.clock_mhz:g}",
         sheet.source,
     ]

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     BAD_TOKENIZER = "bad_tokenizer"
     BAD_DATA = "bad_data"
     PROMPT_TOO_LONG = "prompt_too_long"
+    NOT_FINITE = "not_finite"
     STORAGE = "storage"
     START_TIMEOUT = "start_timeout"
     RANK_DIED = "rank_died"
@@ -69,6 +70,7 @@ INCURABLE = frozenset(
         Reason.BAD_TOKENIZER,
         Reason.BAD_DATA,
         Reason.PROMPT_TOO_LONG,
+        Reason.NOT_FINITE,
         Reason.NOT_MEASURED,
         Reason.POWER_CAP_REFUSED,
     }

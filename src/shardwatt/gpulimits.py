@@ -5,6 +5,7 @@ from __future__ import annotations
 from shardwatt.datasheets import DATA_SHEETS
 from shardwatt.devices import has_gpus
 from shardwatt.engines import BF16_CAPABILITY
+from shardwatt.plan.device import idle_w
 from shardwatt.site import Site
 
 #: No board takes a power limit above this many times its thermal design power: an assumption with room to
@@ -27,8 +28,24 @@ def precision_problem(site: Site, gpu: str, precision: str) -> str | None:
     )
 
 
+def unset_cap(site: Site, gpu: str, cap: str) -> str | None:
+    """Why a power cap would be a cell's name alone, which would be false: nobody sets it.
+
+    Args:
+        site: the place.
+        gpu: one of its GPU types.
+        cap: in W, or `none`.
+    """
+    if cap == "none" or site.power_limits is not None:
+        return None
+    return (
+        f"cap: {cap} on {gpu}: site '{site.name}' sets no power limits; use `none`, or say in the site's key "
+        "power_limits who sets them (docs/power-caps.md)"
+    )
+
+
 def cap_problem(site: Site, gpu: str, cap: str) -> str | None:
-    """Why a power cap cannot be set: a cell that only carries its name would be false.
+    """Why no GPU of a type can take a power cap.
 
     Args:
         site: the place.
@@ -39,11 +56,6 @@ def cap_problem(site: Site, gpu: str, cap: str) -> str | None:
         return None
     gpu_type = site.gpus[gpu]
     where = f"cap: {cap} on {gpu}"
-    if site.power_limits is None:
-        return (
-            f"{where}: site '{site.name}' sets no power limits; use `none`, or say in the site's key "
-            "power_limits who sets them (docs/power-caps.md)"
-        )
     if not has_gpus(gpu_type):
         return (
             f"{where}: site '{site.name}' has processors there, which have no power limit to set; use "
@@ -57,12 +69,18 @@ def cap_problem(site: Site, gpu: str, cap: str) -> str | None:
             f"{where}: one GPU takes {least_w:g} to {most_w:g} W at site '{site.name}' (its key "
             f"gpus.{gpu}.power_limits_w); use a cap within that"
         )
-    if gpu_type.data_sheet is None:
+    sheet = DATA_SHEETS[gpu_type.data_sheet] if gpu_type.data_sheet else None
+    tdp_w = gpu_type.tdp_w or (sheet.tdp_w if sheet else None)
+    rest_w = idle_w(gpu, gpu_type, sheet, tdp_w, [])
+    if gpu_type.kind == "cpu" or tdp_w is None or rest_w is None:
         return None
-    sheet = DATA_SHEETS[gpu_type.data_sheet]
-    if sheet.idle_w < int(cap) <= _MOST_OVER_TDP * sheet.tdp_w:
+    lowest_w = sheet.power_min_w if sheet else None
+    is_enough = int(cap) > rest_w if lowest_w is None else int(cap) >= lowest_w
+    if is_enough and int(cap) <= _MOST_OVER_TDP * tdp_w:
         return None
+    name = f"a {sheet.name}" if sheet else "this GPU"
+    least = f"draws some {rest_w:g} W at rest" if lowest_w is None else f"takes no limit below {lowest_w:g} W"
     return (
-        f"{where}: a {sheet.name} draws some {sheet.idle_w:g} W at rest and is made for {sheet.tdp_w:g} W; "
-        f"use a cap between, and say in the site's key gpus.{gpu}.power_limits_w what these GPUs take"
+        f"{where}: {name} {least} and is made for {tdp_w:g} W; use a cap between, or say in the site's key "
+        f"gpus.{gpu}.power_limits_w what these GPUs take"
     )

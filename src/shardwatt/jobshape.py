@@ -50,17 +50,24 @@ def job_shape(site: Site, gpu: str, shards: int) -> JobShape:
     return JobShape(nodes, shards // nodes)
 
 
-def gpus_held(site: Site, gpu: str, shards: int) -> int:
-    """GPUs that a job keeps from others: of nodes that it has to itself all; 0 for a type without GPUs.
+def devices_held(site: Site, gpu: str, shards: int) -> int:
+    """Devices that a job keeps from others: of nodes that it has to itself all.
 
     Raises:
         SiteError: as `job_shape`.
     """
-    kind, words = site.gpus[gpu], site.words(gpu)
-    if kind.kind == "cpu" and words.gres is None:
-        return 0
     shape = job_shape(site, gpu, shards)
-    return shape.nodes * (shape.ranks_per_node if words.exclusive is False else kind.per_node)
+    is_shared = site.words(gpu).exclusive is False
+    return shape.nodes * (shape.ranks_per_node if is_shared else site.gpus[gpu].per_node)
+
+
+def gpus_held(site: Site, gpu: str, shards: int) -> int:
+    """GPUs that a job keeps from others; 0 for a type without GPUs.
+
+    Raises:
+        SiteError: as `job_shape`.
+    """
+    return devices_held(site, gpu, shards) if site.gives_gpus(gpu) else 0
 
 
 def _allowed(per_node: int, nodes: int | None) -> str:

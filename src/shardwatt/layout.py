@@ -8,8 +8,10 @@ from pathlib import Path
 
 from shardwatt.cell import Cell
 
-#: The declared outputs of a cell; `result.json` is put in place last.
-CELL_FILES = ("responses.parquet", "batches.parquet", "power.parquet", "result.json")
+RECORD = "result.json"
+
+#: The declared outputs of a cell; the record is put in place last.
+CELL_FILES = ("responses.parquet", "batches.parquet", "power.parquet", RECORD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class CellPaths:
 
     @property
     def record(self) -> Path:
-        return self.results / "result.json"
+        return self.results / RECORD
 
     @property
     def target(self) -> str:
@@ -90,7 +92,7 @@ def _work(base: Path, study: str) -> Path:
 
 def cell_target(study: str, path: str) -> str:
     """What to ask Snakemake for to run a cell, given its path."""
-    return f"results/{study}/cells/{path}/result.json"
+    return f"results/{study}/cells/{path}/{RECORD}"
 
 
 def study_results(base: Path, study: str) -> Path:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import replace
+from functools import cache, cached_property
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,13 @@ from shardwatt.checkpoints import Checkpoint, ModelError
 from shardwatt.datasets import Catalogue, CatalogueError, load_catalogue
 from shardwatt.engines import ENGINES
 from shardwatt.errors import SiteError, StudyError, suggestion
-from shardwatt.gpulimits import cap_problem, precision_problem
+from shardwatt.gpulimits import cap_problem, precision_problem, unset_cap
 from shardwatt.jobshape import job_shape
 from shardwatt.models import find_architecture, find_checkpoint, recipe_file, unknown_shape
-from shardwatt.plan.memory import fewest_shards, largest_batch
+from shardwatt.plan.forecast import Forecaster
 from shardwatt.site import Site
 from shardwatt.study import FEWEST, LARGEST, Block, Study, study_file
 from shardwatt.tensornames import tensor_problems
-
-log = logging.getLogger(__name__)
 
 
 def expand(root: Path, name: str, study: Study, site: Site, *, with_models: bool = True) -> tuple[Cell, ...]:
@@ -36,36 +33,22 @@ def expand(root: Path, name: str, study: Study, site: Site, *, with_models: bool
         name: the study's name, for messages.
         study: its content.
         site: where it is to run.
-        with_models: check that the checkpoints are there, or for simulated engines that the models' shapes
-            are known; results can be read where they are not.
+        with_models: check what it takes to run beside a plan: that the checkpoints are there, for simulated
+            engines that the models' shapes are known, and that somebody sets power limits.
 
     Raises:
         StudyError: a value is unknown, impossible for the model or the site, no cell is left, or there are
             more than the study allows.
     """
-    found = expand_blocks(root, name, study, site, with_models=with_models)
-    for problem in found.dropped:
-        log.warning("study '%s': %s", name, problem)
-    return tuple(dict.fromkeys(chain.from_iterable(found.blocks)))
+    blocks = expand_blocks(root, name, study, site, with_models=with_models)
+    return tuple(dict.fromkeys(chain.from_iterable(blocks)))
 
 
-@dataclass(frozen=True, slots=True)
-class Expanded:
-    """A study's matrix in cells.
-
-    Attributes:
-        blocks: the cells of each block, each once in it.
-        dropped: which combinations are none of them, because not even one prompt fits where the largest batch
-            is asked for; a sentence each.
-    """
-
-    blocks: tuple[tuple[Cell, ...], ...]
-    dropped: tuple[str, ...]
-
-
-def expand_blocks(root: Path, name: str, study: Study, site: Site, *, with_models: bool = True) -> Expanded:
+def expand_blocks(
+    root: Path, name: str, study: Study, site: Site, *, with_models: bool = True
+) -> tuple[tuple[Cell, ...], ...]:
     """List the cells of each block of a study's matrix, each once in it; see `expand`."""
-    return _Expansion(root, name, study, site, with_models=with_models).expanded()
+    return _Expansion(root, name, study, site, with_models=with_models).blocks()
 
 
 class _Expansion:
@@ -73,22 +56,26 @@ class _Expansion:
         self.with_models = with_models
         self.file = study_file(root, name)
         self.root = root
+        self.name = name
         self.study = study
         self.site = site
         self.catalogue: Catalogue = load_catalogue(root)
         self.exclusions = [
             {axis: frozenset(map(str, values)) for axis, values in entry.items()} for entry in study.exclude
         ]
-        #: Combinations of which not even a batch of one fits, in words and in order.
-        self.dropped: dict[str, None] = {}
         self.architecture: Callable[[str], Architecture | None] = cache(self._architecture)
         self.check_layout: Callable[[str, str, str, int], None] = cache(self._check_layout)
         self.check_tensors: Callable[[str, Checkpoint], None] = cache(self._check_tensors)
         self.check_gpu: Callable[[str, str, str], None] = cache(self._check_gpu)
-        self.fewest: Callable[[int, str, str, str, str, int, int, str], int] = cache(self._fewest)
-        self.largest: Callable[[int, str, str, str, str, int, int, str], int | None] = cache(self._largest)
+        self.fewest: Callable[[int, Cell], int] = cache(self._fewest)
+        self.largest: Callable[[int, Cell], int] = cache(self._largest)
 
-    def expanded(self) -> Expanded:
+    @cached_property
+    def forecaster(self) -> Forecaster:
+        """What tells whether a cell fits, as it does in the plan."""
+        return Forecaster(self.root, self.name, self.study, self.site)
+
+    def blocks(self) -> tuple[tuple[Cell, ...], ...]:
         self._check_size()
         self._check_exclusions()
         found = []
@@ -100,13 +87,8 @@ class _Expansion:
                 self.check_gpu(cell.gpu, cell.precision, cell.cap)
             found.append(cells)
         if not any(found):
-            raise StudyError(self._nothing_left())
-        return Expanded(tuple(found), tuple(f"{problem}; left out" for problem in self.dropped))
-
-    def _nothing_left(self) -> str:
-        if not self.dropped:
-            return f"{self.file}: exclude leaves no cell; expected at least one"
-        return f"{self.file}: {next(iter(self.dropped))}, and no other cell is left; use more shards"
+            raise StudyError(f"{self.file}: exclude leaves no cell; expected at least one")
+        return tuple(found)
 
     def _check_size(self) -> None:
         """Refuse a matrix that would take minutes and gigabytes to expand, before it does."""
@@ -127,7 +109,7 @@ class _Expansion:
                 continue  # what is excluded need not be possible
             if chosen["shards"] == FEWEST or chosen["batch"] == LARGEST:
                 self._fill_in(index, chosen)
-                if chosen["batch"] is None or self._excluded(chosen):
+                if self._excluded(chosen):
                     continue
             yield Cell(**chosen)
 
@@ -135,87 +117,45 @@ class _Expansion:
         """Put numbers in place of `minimum` and `maximum`.
 
         Fewest shards are those for the batch; where that is left open too, for one prompt, and then the
-        largest batch on them: None if not even one prompt fits.
+        largest batch on them.
         """
-        engine, model, precision, gpu = (chosen[axis] for axis in ("engine", "model", "precision", "gpu"))
-        length, dataset = chosen["length"], chosen["dataset"]
-        if chosen["shards"] == FEWEST:
-            batch = 1 if chosen["batch"] == LARGEST else chosen["batch"]
-            chosen["shards"] = self.fewest(index, engine, model, precision, gpu, batch, length, dataset)
-        if chosen["batch"] == LARGEST:
-            self.check_layout(engine, model, gpu, chosen["shards"])
-            shards = chosen["shards"]
-            chosen["batch"] = self.largest(index, engine, model, precision, gpu, shards, length, dataset)
+        open_axes = [axis for axis, word in (("shards", FEWEST), ("batch", LARGEST)) if chosen[axis] == word]
+        cell = Cell(**{**chosen, "cap": "none", "repeat": 1, **dict.fromkeys(open_axes, 1)})
+        if "shards" in open_axes:
+            cell = replace(cell, shards=self.fewest(index, cell))
+        if "batch" in open_axes:
+            self.check_layout(cell.engine, cell.model, cell.gpu, cell.shards)
+            cell = replace(cell, batch=self.largest(index, cell))
+        chosen.update(shards=cell.shards, batch=cell.batch)
 
-    def _fewest(
-        self,
-        index: int,
-        engine: str,
-        model: str,
-        precision: str,
-        gpu: str,
-        batch: int,
-        length: int,
-        dataset: str,
-    ) -> int:
-        where = f"{self.file}: matrix.{index}.shards: {FEWEST}"
-        architecture = self._shape(where, model)
-        memory_gib = self.site.gpus[gpu].memory_gib
-        shards = fewest_shards(
-            architecture,
-            memory_gib=memory_gib,
-            precision=precision,
-            batch=batch,
-            length=length,
-            cache_tokens=self.study.cache_tokens,
-            longest_prompt=self.catalogue.dataset(dataset).longest_prompt,
-            engine=engine,
-            counts=[n for n in shard_counts(engine, architecture) if self._has_layout(gpu, n)],
-        )
-        if shards is None:
-            raise StudyError(
-                f"{where}: {model} at batch {batch}, length {length} fits on no number "
-                f"of {gpu} with {memory_gib:g} GiB that site '{self.site.name}' can give; "
-                "use a smaller batch or another GPU type"
-            )
-        return shards
+    def _fewest(self, index: int, cell: Cell) -> int:
+        """The fewest shards that fit; where none do, the most there are, which the plan then leaves out."""
+        architecture = self._shape(f"{self.file}: matrix.{index}.shards: {FEWEST}", cell)
+        counts = [n for n in shard_counts(cell.engine, architecture) if self._has_layout(cell.gpu, n)]
+        return next((n for n in counts if self.forecaster.fits(replace(cell, shards=n))), counts[-1])
 
-    def _largest(
-        self,
-        index: int,
-        engine: str,
-        model: str,
-        precision: str,
-        gpu: str,
-        shards: int,
-        length: int,
-        dataset: str,
-    ) -> int | None:
-        where = f"{self.file}: matrix.{index}.batch: {LARGEST}"
-        memory_gib = self.site.gpus[gpu].memory_gib
-        batch = largest_batch(
-            self._shape(where, model),
-            memory_gib=memory_gib,
-            precision=precision,
-            shards=shards,
-            length=length,
-            cache_tokens=self.study.cache_tokens,
-            longest_prompt=self.catalogue.dataset(dataset).longest_prompt,
-            engine=engine,
-            most=self.study.prompts,
-        )
-        if batch is None:
-            self.dropped[
-                f"matrix.{index}.batch: {LARGEST}: {model} at batch 1, length {length} does not fit "
-                f"on {shards} {gpu} with {memory_gib:g} GiB"
-            ] = None
+    def _largest(self, index: int, cell: Cell) -> int:
+        """The largest power of two of prompts that fits; where not even 1 does, that, which is left out."""
+        self._shape(f"{self.file}: matrix.{index}.batch: {LARGEST}", cell)
+        batch = 1
+        while 2 * batch <= self.study.prompts and self.forecaster.fits(replace(cell, batch=2 * batch)):
+            batch *= 2
         return batch
 
-    def _shape(self, where: str, model: str) -> Architecture:
-        """A model's shape, which the memory model cannot do without."""
-        architecture = self.architecture(model)
+    def _shape(self, where: str, cell: Cell) -> Architecture:
+        """The shape of a cell's model, without which nobody knows whether it fits into its devices.
+
+        Raises:
+            StudyError: it is not known, or the devices are processors.
+        """
+        if self.site.gpus[cell.gpu].kind != "cuda":
+            raise StudyError(
+                f"{where}: found gpu '{cell.gpu}' of kind `cpu`; whether a cell fits is not known of "
+                "processors: write a number, in a block of their own if GPUs stand beside them"
+            )
+        architecture = self.architecture(cell.model)
         if architecture is None:
-            missing = unknown_shape(self.root, self.site.models, model)
+            missing = unknown_shape(self.root, self.site.models, cell.model)
             raise StudyError(f"{where}: {missing}, or write a number")
         return architecture
 
@@ -303,7 +243,11 @@ class _Expansion:
 
     def _check_gpu(self, gpu: str, precision: str, cap: str) -> None:
         """Check that GPUs of the type calculate in the precision and take the cap."""
-        problem = precision_problem(self.site, gpu, precision) or cap_problem(self.site, gpu, cap)
+        problem = (
+            precision_problem(self.site, gpu, precision)
+            or (unset_cap(self.site, gpu, cap) if self.with_models else None)
+            or cap_problem(self.site, gpu, cap)
+        )
         if problem is not None:
             raise StudyError(f"{self.file}: {problem}")
 

@@ -21,6 +21,7 @@ from shardwatt.sitewords import (
     DEFAULT_RUNTIME_FACTOR,
     DEFAULT_RUNTIME_FLOOR_MIN,
     DEFAULT_RUNTIME_MIN,
+    TIME_KEYS,
     SlurmWords,
 )
 from shardwatt.units import rounded
@@ -248,7 +249,7 @@ class Budget:
         parts = sorted(self.parts.items(), key=lambda part: (-part[1][1], part[0]))
         raise SiteError(
             f"this run may take {_hours(self.gpu_hours)} GPU hours, and max_gpu_hours is {self.limit:g}; "
-            f"nothing was submitted. Ask for fewer targets, lower runtime_min, or agree to more {more}"
+            f"nothing was submitted. Ask for fewer targets, lower {TIME_KEYS}, or agree to more {more}"
             + "".join(f"\n    {_hours(hours)} h: {count} x {name}" for name, (count, hours) in parts)
         )
 

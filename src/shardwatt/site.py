@@ -48,8 +48,9 @@ ShellLine = Annotated[str, AfterValidator(_one_line)]
 #: Environment variables that override a site's folders, for one shell.
 FOLDER_VARIABLES = {"models": "SHARDWATT_MODELS", "data": "SHARDWATT_DATA"}
 
-#: What counts as said where it is not, when limits are compared with the most that there is.
-_UNSAID = {"runtime_min": DEFAULT_RUNTIME_MIN, "runtime_floor_min": 1}
+#: What counts as said where it is not, when limits are compared with the most that there is: a default above
+#: that is cut to it.
+_UNSAID = {"runtime_min": 1, "runtime_floor_min": 1}
 
 
 def _rising(limits_w: list[float]) -> list[float]:
@@ -67,6 +68,9 @@ class GpuType(StrictModel):
     """Devices in a node. For `cpu`: how many shards one machine may hold."""
     memory_gib: Annotated[float, Field(gt=0, strict=True)]
     """Memory of one device in GiB. For `cpu`: the machine's memory over `per_node`."""
+    cores_per_node: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """For `cpu`: cores of a machine; the plan gives a rank as much of `peak` and `tdp_w` as it has of them.
+    None: with launcher `local` those of this machine; on Slurm not known, and the plan does without both."""
     meter: Literal["nvml", "rapl", "estimate"] | None = None
     """Where the headline energy comes from; None: `nvml` for `cuda`; for `cpu` RAPL where it can be read,
     otherwise an estimate. `nvml` with `cpu` reads the node's GPUs whatever the ranks compute on."""
@@ -92,7 +96,8 @@ class GpuType(StrictModel):
         | None
     ) = None
     """Lowest and highest power limit in W that one GPU takes (`nvidia-smi -q -d POWER`): a study's `cap`
-    outside is refused in the plan. None: the driver's word on the node counts."""
+    outside is refused in the plan. None: only what no such board takes is, and the driver's word on the node
+    counts."""
     environment: list[ShellLine] = []
     """Lines of shell that make a node ready for this type, e.g. `module load cuda`, `source …/bin/activate`.
     Ranks and meters run after them, with the `python` that they leave first on PATH."""
@@ -101,7 +106,8 @@ class GpuType(StrictModel):
     links: Links | None = None
     """What ranks on this type exchange over; what is left out is taken from the site's `links`."""
     price_gpu_hour: NotNegative | None = None
-    """Price of an hour of one GPU of this type, in the currency of the site's `prices`; None: theirs."""
+    """Price of an hour of one GPU of this type, or for `cpu` of one of the `per_node` shares of a machine, in
+    the currency of the site's `prices`; None: theirs of a GPU hour, which processors have not."""
 
     @model_validator(mode="after")
     def _meter_fits(self) -> GpuType:
@@ -171,7 +177,7 @@ class Site(StrictModel):
     dcgm: Dcgm | None = None
     """DCGM beside NVML; None: not asked."""
     power_limits: PowerLimits | None = None
-    """Who sets power limits; None: nobody, and studies with a `cap` are refused."""
+    """Who sets power limits; None: nobody, and studies with a `cap` are planned, but not run."""
     network_interface: (
         Annotated[str, Form(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "an interface such as ib0")] | None
     ) = None
@@ -217,11 +223,16 @@ class Site(StrictModel):
                 return figures
         return None
 
+    def gives_gpus(self, gpu: str) -> bool:
+        """Whether jobs on a type hold GPUs: on processors where Slurm hands some out beside them."""
+        return self.gpus[gpu].kind == "cuda" or self.words(gpu).gres is not None
+
     def price_gpu_hour(self, gpu: str) -> float | None:
-        """Price of an hour of one GPU of a type, in the currency of `prices`; None: it has none."""
+        """Price of an hour of one device of a type, in the currency of `prices`: its own, or the site's where
+        it has GPUs; None: it has none."""
         if self.prices is None or self.gpus[gpu].price_gpu_hour is not None:
             return self.gpus[gpu].price_gpu_hour
-        return self.prices.gpu_hour
+        return self.prices.gpu_hour if self.gives_gpus(gpu) else None
 
     @model_validator(mode="after")
     def _check_calibration(self) -> Site:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from datetime import date
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from shardwatt.cell import AXIS_PATTERNS, Cell
-from shardwatt.engines import ENGINES
+from shardwatt.engines import MODEL_ENGINES
 from shardwatt.errors import suggestion
 from shardwatt.yamlfile import Form, StrictModel
 
@@ -74,7 +75,8 @@ class Prices(StrictModel):
     """Price of an hour of one GPU that a job holds; a GPU type's `price_gpu_hour` replaces it. Where it is
     given, it is what a cell costs, and electricity is taken to be part of it."""
     kwh: NotNegative | None = None
-    """Price of a kWh of electricity: what a cell costs where no GPU hour has a price."""
+    """Price of a kWh of electricity: what a cell costs where no GPU hour has a price, and on processors
+    without a price of their own."""
     source: Source
     """Where the prices come from, and of when."""
 
@@ -95,6 +97,12 @@ class Measured(StrictModel):
 
     models: Annotated[list[str], Field(min_length=1)]
     """Their models."""
+    precisions: list[str] = []
+    """Their precisions; empty, as in the next two: not known, and not compared."""
+    datasets: list[str] = []
+    """Their data sets."""
+    caps: list[Annotated[str, Form(AXIS_PATTERNS["cap"], "watts or none")]] = []
+    """Their power caps in W, or `none`; what lies between counts as measured."""
     shards: Range
     """Fewest and most shards."""
     batch: Range
@@ -108,13 +116,29 @@ class Measured(StrictModel):
         Args:
             cell: of the engine and the GPU type that the calibration is of.
         """
-        found = [] if cell.model in self.models else [f"model {cell.model} ({', '.join(self.models)})"]
+        found = [
+            f"{axis} {getattr(cell, axis)} ({', '.join(known)})"
+            for axis, known in (
+                ("model", self.models),
+                ("precision", self.precisions),
+                ("dataset", self.datasets),
+            )
+            if known and getattr(cell, axis) not in known
+        ]
         for axis in ("shards", "batch", "length"):
             low, high = getattr(self, axis)
             if not low <= getattr(cell, axis) <= high:
                 within = f"{low}" if low == high else f"{low} to {high}"
                 found.append(f"{axis} {getattr(cell, axis)} ({within})")
+        limits = [watts(cap) for cap in self.caps]
+        if limits and not min(limits) <= watts(cell.cap) <= max(limits):
+            found.append(f"cap {cell.cap} ({', '.join(self.caps)})")
         return found
+
+
+def watts(cap: str) -> float:
+    """A cell's power cap in W; infinite without one."""
+    return math.inf if cap == "none" else float(cap)
 
 
 class Calibration(StrictModel):
@@ -137,7 +161,11 @@ class Calibration(StrictModel):
     cells: Annotated[int, Field(ge=1, strict=True)]
     """Finished cells that it was fitted to."""
     measured: Measured | None = None
-    """Models, shards, batches and lengths of those cells; forecasts of others are extrapolated."""
+    """Models, precisions, data sets, caps, shards, batches and lengths of those cells; forecasts of others
+    are extrapolated."""
+    figures: dict[str, NotNegative] = {}
+    """What the factors are relative to, by a name with its unit: where the site has another figure now, the
+    entry is not used. Empty: not compared."""
     source: Source
     """Which studies these are of."""
     fitted_on: date
@@ -164,7 +192,7 @@ def calibration_problem(keys: Iterable[str], gpus: Collection[str]) -> str | Non
     """
     for key in keys:
         gpu, _, engine = key.partition("/")
-        for what, name, known in (("GPU type of the site", gpu, gpus), ("engine", engine, ENGINES)):
+        for what, name, known in (("GPU type of the site", gpu, gpus), ("engine", engine, MODEL_ENGINES)):
             if name not in known:
                 return (
                     f"calibration.{key}: '{name}' is no {what}{suggestion(name, known)}; expected one of "

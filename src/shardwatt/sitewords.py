@@ -50,6 +50,9 @@ DEFAULT_RUNTIME_FACTOR = 2.0
 DEFAULT_RUNTIME_FLOOR_MIN = 10
 DEFAULT_MEMORY_FACTOR = 1.5
 
+#: Keys that make a time limit longer or shorter, in words.
+TIME_KEYS = "runtime_factor and runtime_floor_min (runtime_min where the plan does not set the limit)"
+
 
 def _unmanaged(word: str) -> str:
     """A word for sbatch that is a site's to add; sbatch takes beginnings of an option's name for it."""

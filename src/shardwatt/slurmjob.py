@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from shardwatt.errors import Reason
+from shardwatt.sitewords import TIME_KEYS
 
 #: Begin of a job and border of its fields in what is printed: no path and no comment holds these.
 _RECORD, FIELD = "\x1e", "\x1f"
@@ -132,8 +133,8 @@ def reason_of(job: SlurmJob) -> tuple[Reason, str] | None:
         )
     if state in ("TIMEOUT", "DEADLINE"):
         return Reason.TIME_LIMIT, (
-            f"job {job.job_id} ran into its time limit{where} ({state}); raise the site's runtime_min, or "
-            "use fewer prompts, a smaller length or larger batches"
+            f"job {job.job_id} ran into its time limit{where} ({state}); raise the site's {TIME_KEYS}, "
+            "or use fewer prompts, a smaller length or larger batches"
         )
     if state == "PREEMPTED":
         return Reason.PREEMPTED, (

@@ -210,7 +210,7 @@ class Study(Constants):
         """Whether one of the study's cells is to run although it does not fit by the plan.
 
         So it is if any of the blocks that have it says so, or says nothing where the study does. `minimum`
-        and `maximum` stand for numbers that fit: no such cell comes from them.
+        and `maximum` ask for numbers that fit: a cell of theirs that does not is never run.
         """
         return any((block.unfit or self.unfit) == "run" and block.names(cell) for block in self.matrix)
 

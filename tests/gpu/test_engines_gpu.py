@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from shardwatt.engine.load import load_engine
 from shardwatt.engine.parallel import join
 from shardwatt.engine.protocol import BatchResult, Engine, ModelOnRank, Sampling
 from shardwatt.engine.reference import Reference
+from shardwatt.engine.sampling import row_keys
 from shardwatt.engines import BF16_CAPABILITY
 from shardwatt.errors import CellFailure, DoesNotFit, Reason
 
@@ -264,6 +266,43 @@ def test_graphs_over_several_ranks_change_nothing(tmp_path: Path) -> None:
     assert "captured" in note
     assert "after the warm-up" not in note
     check_same(model(tmp_path, "llama1", "fp16"), reports[0]["never"][0], captured)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@torch.inference_mode()
+def test_the_host_launches_a_portion_of_the_prefill_without_waiting(tmp_path: Path, precision: str) -> None:
+    engine = opened("fast", model(tmp_path, "llama2-70b", precision))
+    assert isinstance(engine, Fast)
+    keys = row_keys(1, [str(place) for place in range(len(PROMPTS))], "cpu")
+    places = range(len(PROMPTS))
+    expected = engine.slots.fill(places, PROMPTS, keys, SAMPLED).tolist()  # kernels are loaded by now
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        drawn = engine.slots.fill(places, PROMPTS, keys, SAMPLED)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert drawn.tolist() == expected
+
+
+def embedding(engine: Engine) -> Tensor:
+    if isinstance(engine, Reference):
+        return cast(Tensor, engine.model.tok_embeddings.weight)
+    if isinstance(engine, Fast):
+        return engine.model.weights.embedding
+    return cast(Tensor, engine.causal_lm.model.embed_tokens.weight)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["reference", "fast", pytest.param("hf", marks=needs_transformers)])
+def test_logits_that_are_no_numbers_fail_the_cell_and_not_the_device(tmp_path: Path, name: str) -> None:
+    engine = opened(name, model(tmp_path, "llama1", "fp16"))
+    warm_up(engine)  # graphs are captured by now
+    answer(engine, SAMPLED)
+    with torch.inference_mode():
+        embedding(engine)[PROMPTS[0][1]] = torch.nan
+    with pytest.raises(CellFailure, match="precision fp16") as failure:
+        answer(engine, SAMPLED)
+    assert failure.value.reason == Reason.NOT_FINITE
+    engine.synchronize()
 
 
 @pytest.mark.parametrize("name", ["reference", "fast", "fast-drop"])

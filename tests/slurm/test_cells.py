@@ -244,17 +244,24 @@ def test_each_rank_has_a_gpu_of_its_own_and_says_how_it_met_the_others(finished:
 
 
 def test_the_record_names_all_nodes_and_labels_the_estimate(finished: Finished) -> None:
+    estimated = 0
     for shape in finished.cells:
         record, nodes = finished.records[shape], finished.nodes(shape)
         assert record.provenance.nodes == nodes
         assert (record.provenance.launcher, record.provenance.was_loaded) == ("slurm", False)
         assert record.energy is not None
         for reading in (record.energy.window, record.energy.job):
+            if reading.status is Status.UNAVAILABLE:
+                # All these nodes are one machine, which may stall for a second: then the record says so.
+                assert "no sample for" in (reading.detail or "")
+                continue
             assert reading.status is Status.ESTIMATED
             assert reading.coverage.nodes == nodes
             assert reading.coverage.nodes_expected == len(nodes)
-        assert record.energy.job.joules is not None
-        assert record.energy.job.joules > 0
+            assert reading.joules is not None
+            assert reading.joules > 0
+            estimated += 1
+    assert estimated > len(finished.cells)  # of twice as many
 
 
 def test_logs_of_good_jobs_are_kept_slurms_own_among_them(finished: Finished) -> None:

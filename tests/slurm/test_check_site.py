@@ -186,6 +186,28 @@ def test_a_partitions_limits_are_compared(
     assert any("OverSubscribe=FORCE:2" in line for line in lines if line.startswith("warning"))
 
 
+@pytest.mark.parametrize("runtime_min", [None, 30])
+def test_planned_time_limits_need_the_most_that_a_partition_allows(
+    cluster: Cluster, tmp_path: Path, settings: Callable[..., None], runtime_min: int | None
+) -> None:
+    """Any cell may ask for more; that none asks for the default of 120 min is no reason to say nothing."""
+    settings(MaxTime="60")
+    words = {**A100, "runtime_min": runtime_min, "runtime_factor": 2.0, "runtime_max_min": None}
+    code, lines, said = check_site(cluster, write_site(tmp_path, site_content(tmp_path, words)))
+    assert code == 0, said + "\n".join(lines)
+    told = [line for line in lines if "MaxTime" in line]
+    assert told == [
+        "warning runtime_max_min: found none, and the plan sets time limits: a job that asks for more than "
+        "the 60 min that partition a100 allows (MaxTime) is refused, or waits for ever; say "
+        "runtime_max_min: 60"
+    ]
+    follow = site_content(tmp_path, {**words, "runtime_max_min": 60})
+    code, lines, said = check_site(cluster, write_site(tmp_path, follow))
+    assert code == 0, said + "\n".join(lines)
+    assert not any("runtime" in line for line in lines)
+    assert "partition a100 is UP; its longest time limit: 60 min" in "\n".join(lines)
+
+
 def test_drained_nodes_are_no_error(cluster: Cluster, tmp_path: Path) -> None:
     cluster.run("scontrol", "update", "nodename=a100-1", "state=drain", "reason=a test, Gres=gpu:a100:9")
     try:

@@ -120,6 +120,9 @@ def command(targets: Sequence[str]) -> list[str]:
     """The words that run targets on the cluster; this folder is the project's."""
     return [
         *(sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *targets),
+        # `_only_one` keeps other rehearsals away. Snakemake's own lock would outlive it where it is killed,
+        # and `--unlock` would take away those of other runs in this folder.
+        "--nolock",
         # Nobody else asks this slurmctld anything.
         *("--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "10"),
         *("--configfile", str(SITE)),

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ from shardwatt.analysis.calibration import (
     too_few,
 )
 from shardwatt.analysis.calibrationcells import Observation, observe, predict
-from shardwatt.analysis.calibrationerrors import error
+from shardwatt.analysis.calibrationerrors import LeftOut, error
 from shardwatt.analysis.calibrationlengths import lengths_told, mean_output_tokens
 from shardwatt.analysis.calibrationwords import told
 from shardwatt.analysis.residualfigure import Group, compose, draw_residuals
 from shardwatt.analysis.survey import CellState, survey
 from shardwatt.errors import ShardwattError, SiteError
 from shardwatt.figurelist import FORMATS
-from shardwatt.plan.device import DEFAULT_FACTORS, Factors, factors_of
+from shardwatt.plan.calibrated import factors_of
+from shardwatt.plan.device import DEFAULT_FACTORS, Factors
 from shardwatt.plan.forecast import Forecaster
 from shardwatt.readings import Status, Violation
 from shardwatt.site import Site, load_site
@@ -63,9 +65,15 @@ def calibrated(*found: Observation, there: Site | None = None) -> list[Calibrate
     return calibrate(found, there or site(), None)
 
 
+@cache
+def of_all_cells() -> Calibrated:
+    """Of `v100/reference`, without noise."""
+    (made,) = calibrated(*map(observed, cells()))
+    return made
+
+
 def stored(name: str = "v100/reference") -> Calibration:
-    made = next(one for one in calibrated(*map(observed, cells())) if one.key == "v100/reference")
-    return entry(made, f"study of {name}", TODAY)
+    return entry(of_all_cells(), f"study of {name}", TODAY)
 
 
 def calibrated_site(factors: Factors) -> Site:
@@ -249,8 +257,79 @@ def test_what_is_stored_comes_back_as_the_plans_factors(tmp_path: Path) -> None:
     assert made.fitted == ["compute", "bandwidth", "network", "launch", "power"]
     assert made.cells == 12
     assert made.measured == Measured(
-        models=["llama-13b", "llama-7b"], shards=(1, 8), batch=(4, 128), length=(32, 256)
+        models=["llama-13b", "llama-7b"], precisions=["fp16"], datasets=["alpaca"], caps=["none"],
+        shards=(1, 8), batch=(4, 128), length=(32, 256),
+    )  # fmt: skip
+
+
+def test_a_forecast_of_what_was_not_measured_says_so(root: Path) -> None:
+    there = site(root).model_copy(update={"calibration": {"v100/reference": stored()}})
+    forecaster = Forecaster(root, STUDY, study(), there)
+    cell = cells()[1]
+    assert forecaster.cell(cell).notes == ()
+    changes: list[dict[str, Any]] = [{"cap": "150"}, {"precision": "fp32"}, {"dataset": "gsm8k"}]
+    for change in changes:
+        notes = forecaster.cell(replace(cell, **change)).notes
+        assert any(note.startswith("outside of what the calibration measured") for note in notes), change
+
+
+def test_a_cap_that_holds_nothing_back_measures_cells_without_one(root: Path) -> None:
+    made = calibrated(*(observed(replace(cell, cap="250")) for cell in cells()[:4]))
+    measured = entry(made[0], "a study", TODAY).measured
+    assert measured is not None
+    assert measured.caps == ["250", "none"]
+
+
+def test_factors_are_used_with_the_figures_alone_that_they_are_relative_to(root: Path) -> None:
+    """Another data sheet under old factors is wrong by the ratio of the two, with the same interval."""
+    made, cell = stored(), cells()[1]
+    assert made.figures["memory_bandwidth_b_s"] == 900e9
+    assert made.figures["fp16_flop_per_s"] == 112e12
+    assert "fp32_flop_per_s" not in made.figures, "nothing was measured in it"
+    there = site(root).model_copy(update={"calibration": {"v100/reference": made}})
+    assert Forecaster(root, STUDY, study(), there).cell(cell).duration_range_s is not None
+    v100 = there.gpus["v100"].model_copy(update={"data_sheet": "v100s-pcie-32gb"})
+    faster = there.model_copy(update={"gpus": {"v100": v100}})
+    forecast = Forecaster(root, STUDY, study(), faster).cell(cell)
+    plain = Forecaster(root, STUDY, study(), faster.model_copy(update={"calibration": {}})).cell(cell)
+    assert forecast.duration_s == plain.duration_s
+    assert forecast.duration_range_s is None
+    assert (
+        "not calibrated: calibrated against other figures of v100 (fp16_flop_per_s, memory_bandwidth_b_s); "
+        "run `shardwatt calibrate` again"
+    ) in forecast.notes
+    unknown = made.model_copy(update={"figures": {}})
+    assert factors_of(
+        faster.model_copy(update={"calibration": {"v100/reference": unknown}}), "v100", "reference"
     )
+
+
+def test_cells_of_another_site_are_left_out_and_counted(root: Path) -> None:
+    """Their times are those of other machines, which the site's figures say nothing of."""
+    found = [observed(cell) for cell in cells()[:3]]
+    for one in found:
+        write_observed(root, one)
+    elsewhere = site(root).model_copy(update={"name": "my-cluster"})
+    seen, skipped = observe(root, elsewhere, states(root, *found))
+    assert seen == []
+    assert skipped == ["3 cells: they ran at site 'testbed', not at 'my-cluster'"]
+
+
+def test_lengths_that_no_response_can_reach_make_twins() -> None:
+    """A cache of 512 positions: 511, 512 and 2048 new tokens are one run, and 256 is another."""
+    constants = CONSTANTS.model_copy(update={"cache_tokens": 512})
+    ends = [
+        replace(one, constants=constants, cell=replace(one.cell, length=length))
+        for one in [observed(cells()[0])]
+        for length in (256, 511, 512, 2048)
+    ]
+    first, *others = [one.configuration for one in ends]
+    assert len(set(others)) == 1
+    assert first not in others
+    long, longer = (
+        replace(ends[0], constants=CONSTANTS, cell=replace(cells()[0], length=n)) for n in (512, 513)
+    )
+    assert long.configuration != longer.configuration
 
 
 def test_entries_of_others_stay_and_an_own_one_is_replaced(tmp_path: Path) -> None:
@@ -303,6 +382,20 @@ def test_words_name_factors_errors_baselines_and_intervals() -> None:
     assert "time: better than both baselines" in text
     assert "energy: not calibrated" in text
     assert "90 % interval of a forecast's time" in text
+
+
+def test_words_name_factors_at_the_bound_and_intervals_that_there_are_not() -> None:
+    (made,) = calibrated(*(observed(cell, scatter=0.02) for cell in cells()[:6]))
+    errors: dict[Any, float] = {name: 0.1 for name in made.fit.standard_errors if name != "network"}
+    bound = replace(made, fit=replace(made.fit, standard_errors=errors, at_bound=["network"]))
+    assert any(" network " in line and "not told: 10 times off" in line for line in told(bound))
+    assert "network" not in entry(bound, "a study", TODAY).fitted
+    forecast = [LeftOut(one.cell, {**one.said, "forecast": one.said["work"]}) for one in made.left_out]
+    several = "\n".join(told(replace(made, left_out=forecast)))
+    assert "one from the errors of cells independent of it holds a cell in" in several
+    alike = [one for one in forecast if one.cell.cell.batch == 4]
+    text = "\n".join(told(replace(made, left_out=alike)))
+    assert "90 % interval of a forecast's time: none; all cells are of one model, data set and batch" in text
 
 
 def test_losing_to_a_baseline_is_said() -> None:

@@ -85,6 +85,18 @@ def test_repeats_leave_with_their_cell() -> None:
     assert found[0].said["tokens"] == alone[0].said["tokens"]
 
 
+def test_a_calibrated_forecast_stands_beside_the_one_without() -> None:
+    """Factors that were carried over from other GPUs may be worse than none: both errors are there."""
+
+    def forecast(one: Observation, factors: Factors) -> tuple[float | None, float | None]:
+        return predict(one, factors).duration_s, None
+
+    both = [observed(cell) for cell in [*cells("v100"), *cells("a100")]]
+    for one in leave_gpu_out(both, ASSUMED, Predictions(predict), forecast):
+        assert one.said["assumed"] == (predict(one.cell, ASSUMED).duration_s, None)
+        assert one.said["forecast"] != one.said["assumed"]
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"seed": 7}, {"prompts": 4096}, {"top_p": 0.5}, {"cuda_graphs": "never"}],
@@ -197,8 +209,9 @@ def test_a_forecast_gets_the_factors_of_its_fold_alone() -> None:
 
     observations = [observed(cell, scatter=0.05) for cell in cells()]
     found = leave_one_out(observations, ASSUMED, Predictions(predict), forecast)
-    assert [one for one, _ in asked] == observations
-    assert len({factors.bandwidth for _, factors in asked}) == len(observations), "each fold has its own"
+    fitted = [(one, factors) for one, factors in asked if factors is not ASSUMED]
+    assert [one for one, _ in fitted] == observations
+    assert len({factors.bandwidth for _, factors in fitted}) == len(observations), "each fold has its own"
     assert found[0].off("forecast", "duration_s") == pytest.approx(math.log(2))
     assert found[0].off("forecast", "energy_j") is None
     assert error(found, "forecast", "energy_j") is None
@@ -214,12 +227,27 @@ def test_errors_by_hand() -> None:
 
 
 def test_an_interval_by_hand() -> None:
-    """Four cells off by 10 % of a logarithm: t of 4 degrees 2.132, times 0.1, times sqrt(5 / 4)."""
+    """Four cells off by 10 % of a logarithm: t of 3 degrees 2.353, times 0.1, times sqrt(5 / 4)."""
     found = [left_out(0.1 * sign, index) for index, sign in enumerate((1, -1, 1, -1))]
-    half = 2.132 * 0.1 * math.sqrt(1.25)
+    half = 2.353 * 0.1 * math.sqrt(1.25)
     assert spread(found, "work", "duration_s") == pytest.approx((math.exp(-half), math.exp(half)))
     assert spread(found[:1], "work", "duration_s") is None
     assert spread(found, "forecast", "duration_s") is None
+
+
+def test_errors_of_one_draw_of_prompts_are_one_error() -> None:
+    """Forecasts of a batch are off by the same walk, whatever length and shards: two batches of twelve cells
+    each know no more than two do, t of 1 degree 6.314, and the others' interval is that of one: none."""
+    found = []
+    for batch, off in ((4, 0.1), (8, -0.1)):
+        for length in range(1, 13):
+            one = observed(replace(cells()[0], batch=batch, length=length))
+            found.append(LeftOut(one, {"forecast": (one.duration_s / math.exp(off), None)}))
+    half = 6.314 * 0.1 * math.sqrt(1.5)
+    interval = spread(found, "forecast", "duration_s")
+    assert interval == pytest.approx((math.exp(-half), math.exp(half)))
+    assert coverage(found, "forecast", "duration_s") == (0, 0)
+    assert spread(found[:12], "forecast", "duration_s") is None
 
 
 def test_an_interval_holds_its_prediction_even_where_all_cells_were_slower() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from shardwatt.analysis.calibrationcells import Observation, predict
-from shardwatt.analysis.calibrationfit import MOST_ERROR, NAMES, Fit, Predictions, fit
+from shardwatt.analysis.calibrationfit import FARTHEST, MOST_ERROR, NAMES, Fit, Predictions, fit
 from shardwatt.plan.device import DEFAULT_FACTORS, Factors
 from synthetic_calibration import TRUE, cells, observed
 
@@ -86,6 +86,46 @@ def test_one_cell_tells_no_more_than_it_can() -> None:
         assert error <= MOST_ERROR, name
     for name in found.kept:
         assert getattr(found.factors, name) == getattr(ASSUMED, name)
+
+
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+def test_noise_of_a_cell_that_just_becomes_launch_bound_tells_no_launch(engine: str) -> None:
+    """A slow cell is made good for by a launch at which it, alone, waits for the host: fitted to the cell's
+    noise, with a small error, and wrong wherever launches count."""
+    usual = replace(TRUE, launch=ASSUMED.launch)
+    for seed in range(5):
+        found = fitted([observed(cell, usual, scatter=0.03, seed=seed) for cell in cells(engine=engine)])
+        assert found.factors.launch == ASSUMED.launch, seed
+        assert "launch" in found.kept
+        assert found.factors.bandwidth == pytest.approx(TRUE.bandwidth, rel=0.1)
+
+
+def test_one_cell_alone_tells_no_factor() -> None:
+    """All but one of the cells have one shard: what it says of links may be its own bad luck."""
+    alone = [observed(cell) for cell in [*cells(), *cells("a100")] if cell.shards == 1]
+    exchanging, other = (observed(cell) for cell in cells() if cell.shards == 8 and cell.batch in (4, 16))
+    repeats = [replace(exchanging, cell=replace(exchanging.cell, repeat=number)) for number in (1, 2)]
+    assert "network" in fitted([*alone, *repeats]).kept
+    assert "network" in fitted([*alone, *repeats, other]).standard_errors
+
+
+def test_a_slow_host_is_not_taken_for_slow_memory() -> None:
+    """Launches of eight times the assumption: from too near a start the search ended in less bandwidth."""
+    for seed in range(4):
+        slow_host = replace(TRUE, launch=8.0)
+        found = fitted([observed(cell, slow_host, scatter=0.03, seed=seed) for cell in cells(engine="fast")])
+        assert found.factors.launch == pytest.approx(8.0, rel=0.05), seed
+        assert found.factors.bandwidth == pytest.approx(TRUE.bandwidth, rel=0.1)
+
+
+def test_a_factor_at_the_bound_of_the_search_is_not_called_fitted() -> None:
+    """Launches of thirty times the assumption are not sought: no factor that stands in for them is told."""
+    found = fitted([observed(cell, replace(TRUE, launch=30.0)) for cell in cells()])
+    assert found.at_bound
+    assert not set(found.at_bound) & (set(found.standard_errors) | set(found.kept))
+    for name in found.at_bound:
+        over = getattr(found.factors, name) / getattr(ASSUMED, name)
+        assert max(over, 1 / over) == pytest.approx(FARTHEST)
 
 
 def test_repeats_of_a_cell_have_the_weight_of_one() -> None:

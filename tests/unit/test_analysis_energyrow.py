@@ -19,7 +19,6 @@ from shardwatt.layout import CellPaths
 from shardwatt.power.rules import TROUBLE
 from shardwatt.power.states import REASONS
 from shardwatt.readings import Method, Status, Violation
-from shardwatt.study import Block, Study
 from synthetic_cells import CONSTANTS, STUDY, Numbers, make_cell, write_does_not_fit, write_ok
 
 
@@ -253,11 +252,9 @@ def test_only_cells_that_ran_have_devices(tmp_path: Path) -> None:
 
 
 def test_devices_are_written_beside_the_cells_and_read_back(tmp_path: Path) -> None:
-    block = Block(model="llama-7b", gpu="v100", shards=1, batch=4, length=256, dataset="alpaca")
-    study = Study(title="A study", matrix=[block], **CONSTANTS.model_dump())
     cell = make_cell(shards=2)
     write_ok(tmp_path, cell)
-    paths = build_cells(tmp_path, STUDY, study, [cell], tmp_path / "out")
+    paths = build_cells(survey(tmp_path, STUDY, [cell], CONSTANTS), tmp_path / "out")
     assert [path.name for path in paths] == ["cells.parquet", "cells.csv", "devices.parquet", "devices.csv"]
     _, devices = _tables(tmp_path, [cell])
     pd.testing.assert_frame_equal(read_tidy(paths[2], DEVICE_COLUMNS), devices)

@@ -35,7 +35,7 @@ def _frame(base: Path, cells: dict[Cell, Numbers]) -> pd.DataFrame:
 def _html(base: Path, cells: dict[Cell, Numbers]) -> str:
     for cell, numbers in cells.items():
         write_ok(base, cell, numbers)
-    build_cells(base, STUDY, SYNTHETIC, list(cells), base / "out")
+    build_cells(survey(base, STUDY, cells, CONSTANTS), base / "out")
     build_figures(base / "out", ["ratios"])
     return build_report(base, STUDY, SYNTHETIC, base / "out").read_text(encoding="utf-8")
 

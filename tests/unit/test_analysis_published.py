@@ -130,6 +130,20 @@ def test_gpu_types_are_told_by_their_name_and_engines_apart(tmp_path: Path) -> N
     assert found == {("v100-32gb", "reference"), ("v100-32gb", "fast")}
 
 
+def test_only_cells_in_the_papers_precision_stand_beside_it(tmp_path: Path) -> None:
+    """A mean over precisions is nobody's run."""
+    watts = {("bf16", "250"): 25, ("bf16", "175"): 10, ("fp16", "250"): 50, ("fp16", "175"): 40}
+    capped = [_65b(dataset="gsm8k", precision=name, cap=cap) for name, cap in watts]
+    cells = [*capped, *(_65b(length=512, gpu="v100", shards=8, precision=name) for name in ("bf16", "fp16"))]
+    for cell in cells:
+        write_ok(tmp_path, cell, Numbers(power_w=watts[cell.precision, cell.cap]))
+    (power,) = _rows(tmp_path, cells, "findings, figure 4")
+    assert power["here"] == 400
+    (energy,) = _rows(tmp_path, cells, "Table III", "energy")
+    assert energy["here"] == pytest.approx(-20)
+    assert not _rows(tmp_path, [cell for cell in cells if cell.precision == "bf16"], "")
+
+
 def test_a_study_of_other_runs_has_no_rows_and_a_note_that_says_why(tmp_path: Path) -> None:
     table = _table(tmp_path, [make_cell(model="demo-llama", gpu="cpu")])
     assert not table.rows

@@ -11,7 +11,9 @@ import pytest
 
 from shardwatt.analysis.aggregate import read_cells
 from shardwatt.analysis.build import build_all, build_cells, build_figures, build_report, build_tables
+from shardwatt.analysis.report import Commands
 from shardwatt.analysis.summary import SIGNS, cell_map
+from shardwatt.analysis.survey import survey
 from shardwatt.analysis.tables import TABLES
 from shardwatt.cell import Cell
 from shardwatt.errors import RecordError, ShardwattError
@@ -62,7 +64,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_does_not_fit(base, cells[1])
     write_failed(base, cells[2], message="rank 0 said <b>no</b>")
     write_torn(base, cells[3])
-    build_all(base, STUDY, SYNTHETIC, cells, base / "out")
+    build_all(base, STUDY, SYNTHETIC, survey(base, STUDY, cells, CONSTANTS), base / "out")
     return base
 
 
@@ -129,6 +131,31 @@ def test_every_bad_cell_is_named_with_reason_log_and_command(mixed: Path) -> Non
     assert f"logs/{STUDY}/cells/{path}/rank-0.log" in html
 
 
+def test_commands_are_typed_for_the_site_of_the_study(tmp_path: Path) -> None:
+    cell = make_cell()
+    write_torn(tmp_path, cell)
+    build_cells(survey(tmp_path, STUDY, [cell], CONSTANTS), tmp_path / "out")
+    commands = Commands("snakemake --profile profiles/slurm", " --site profiles/slurm/site.yaml")
+    build_report(tmp_path, STUDY, SYNTHETIC, tmp_path / "out", commands=commands)
+    html = _html(tmp_path)
+    assert "profiles/local" not in html
+    assert f"<code>snakemake --profile profiles/slurm results/{STUDY}/report.html</code>" in html
+    assert f"<code>shardwatt cells {STUDY} --remove-invalid --site profiles/slurm/site.yaml</code>" in html
+
+
+def test_records_of_cells_that_the_study_no_longer_has_are_named(tmp_path: Path) -> None:
+    """As after an edit of the study, or of the memory that `minimum` and `maximum` go by."""
+    cells = [make_cell(shards=shards) for shards in (1, 2, 4, 8, 16)]
+    for cell in cells:
+        write_ok(tmp_path, cell)
+    for kept, others in ((5, ""), (3, ": 2, {4}, {3}"), (1, ": 4, {4}, {1}, {2}, …")):
+        build_cells(survey(tmp_path, STUDY, cells[:kept], CONSTANTS), tmp_path / "out")
+        build_report(tmp_path, STUDY, SYNTHETIC, tmp_path / "out")
+        paths = [f"results/{STUDY}/cells/{cell.path}/result.json" for cell in cells]
+        sentence = re.search("Records below .*and count nowhere(.*?)</p>", _html(tmp_path))
+        assert (sentence[1] if sentence else "") == others.format(*paths)
+
+
 def test_estimates_are_labelled_in_the_headlines(mixed: Path) -> None:
     html = _html(mixed)
     assert re.search(r'J/token <span class="tag">estimated</span>', html)
@@ -137,7 +164,7 @@ def test_estimates_are_labelled_in_the_headlines(mixed: Path) -> None:
 
 def test_partial_report_does_not_wait_for_figures(tmp_path: Path) -> None:
     cells = [make_cell()]
-    build_cells(tmp_path, STUDY, SYNTHETIC, cells, tmp_path / "out")
+    build_cells(survey(tmp_path, STUDY, cells, CONSTANTS), tmp_path / "out")
     path = build_report(tmp_path, STUDY, SYNTHETIC, tmp_path / "out")
     html = path.read_text(encoding="utf-8")
     assert "No cell has run through yet." in html
@@ -148,7 +175,7 @@ def test_partial_report_does_not_wait_for_figures(tmp_path: Path) -> None:
 def test_report_is_made_although_responses_have_gone(tmp_path: Path) -> None:
     cell = make_cell()
     write_ok(tmp_path, cell)
-    build_cells(tmp_path, STUDY, SYNTHETIC, [cell], tmp_path / "out")
+    build_cells(survey(tmp_path, STUDY, [cell], CONSTANTS), tmp_path / "out")
     (CellPaths(tmp_path, STUDY, cell).results / "responses.parquet").unlink()
     path = build_report(tmp_path, STUDY, SYNTHETIC, tmp_path / "out")
     assert "Sample responses" not in path.read_text(encoding="utf-8")
@@ -164,7 +191,7 @@ def test_single_steps_and_an_unknown_figure(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(RecordError, match="aggregate again"):
         build_tables(out)
-    build_cells(tmp_path, STUDY, SYNTHETIC, [make_cell()], out)
+    build_cells(survey(tmp_path, STUDY, [make_cell()], CONSTANTS), out)
     assert [path.name for path in build_figures(out, ["power"])] == ["power.svg", "power.pdf", "power.png"]
     with pytest.raises(ShardwattError, match="did you mean 'throughput'"):
         build_figures(out, ["troughput"])
@@ -181,7 +208,7 @@ def test_map_has_every_cell_once_with_its_outcome(mixed: Path) -> None:
 
 def test_map_puts_cells_of_one_model_under_their_own_columns(tmp_path: Path) -> None:
     cells: list[Cell] = [make_cell(batch=5), make_cell(model="other", batch=4), make_cell(batch=5, repeat=2)]
-    build_cells(tmp_path, STUDY, SYNTHETIC, cells, tmp_path / "out")
+    build_cells(survey(tmp_path, STUDY, cells, CONSTANTS), tmp_path / "out")
     layout = cell_map(read_cells(tmp_path / "out" / "cells.parquet"))
     assert [heading.text for heading in layout.headings[2]] == ["4", "5"]
     assert [[len(signs) for signs in places] for _, places in layout.rows] == [[0, 2], [1, 0]]
@@ -192,7 +219,7 @@ def test_a_report_of_simulated_cells_says_so_at_its_head_and_at_every_number(tmp
     cells = [make_cell(engine="simulated", batch=batch) for batch in (4, 5)]
     for cell in cells:
         write_ok(tmp_path, cell)
-    build_all(tmp_path, STUDY, SYNTHETIC, cells, tmp_path / "out")
+    build_all(tmp_path, STUDY, SYNTHETIC, survey(tmp_path, STUDY, cells, CONSTANTS), tmp_path / "out")
     html = _html(tmp_path)
     head, _, rest = html.partition("<nav")
     assert "(simulated)</title>" in head or "(simulated) ·" in head

@@ -295,6 +295,21 @@ def test_sbatch_is_asked_with_the_words_of_a_cell() -> None:
     assert "--exclusive" in words
 
 
+@pytest.mark.parametrize(
+    ("words", "minutes"),
+    [
+        ({"runtime_min": 30}, 30),
+        ({}, 10),
+        ({"runtime_min": 30, "runtime_factor": 2.0}, 10),
+        ({"runtime_floor_min": 25, "runtime_max_min": 60}, 25),
+        ({"runtime_max_min": 5}, 5),
+    ],
+)
+def test_of_planned_time_limits_sbatch_is_asked_for_the_least(words: dict[str, Any], minutes: int) -> None:
+    """The 120 min of a site that says nothing are asked for by no cell that the plan knows the time of."""
+    assert f"--time={minutes}" in sbatch_words(slurm_site(words), "v100", 1, Path("/base"))
+
+
 def test_the_file_system_of_a_folder_is_that_of_its_nearest_mount(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(

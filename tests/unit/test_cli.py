@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -14,9 +15,10 @@ import pytest
 
 from shardwatt.cell import Cell
 from shardwatt.cli import main
+from shardwatt.cli.options import Place
 from shardwatt.layout import CELL_FILES, CellPaths
 from shardwatt.models import find_checkpoint, fingerprint
-from small_project import BLOCK, DATASETS, make_checkpoint, make_root, site_content, write_yaml
+from small_project import BLOCK, DATASETS, make_checkpoint, make_root, make_site, site_content, write_yaml
 from synthetic_cells import (
     CONSTANTS,
     STUDY,
@@ -110,6 +112,59 @@ def test_every_cell_is_listed_with_outcome_reason_and_target(shardwatt: Shardwat
     assert target(1) not in run.stdout
     assert target(1) in shardwatt("cells", STUDY, "--long").stdout
     assert f"`shardwatt cells {STUDY} --remove-invalid`" in run.stderr
+
+
+def test_records_of_cells_that_the_study_no_longer_has_are_named(shardwatt: Shardwatt, root: Path) -> None:
+    assert "no cell of the study" not in shardwatt("cells", STUDY).stderr
+    study = {"title": "A test", "prompts": CONSTANTS.prompts, "matrix": [{**BLOCK, "batch": 4}]}
+    write_yaml(root / "config" / "studies" / f"{STUDY}.yaml", study)
+    told = shardwatt("cells", STUDY, "--outcome", "ok").stderr
+    assert f"Records below results/{STUDY}/cells that belong to no cell of the study" in told
+    assert f"count nowhere: 10, {target(1)}, " in told
+
+
+def test_what_played_another_forecast_is_outdated_in_tables_too(shardwatt: Shardwatt, root: Path) -> None:
+    study = {"title": "A test", "prompts": CONSTANTS.prompts, "matrix": [{**BLOCK, "engine": "simulated"}]}
+    write_yaml(root / "config" / "studies" / f"{STUDY}.yaml", study)
+    before = Numbers(model_fingerprint="simulated-before", dataset_sha256="simulated")
+    write_ok(
+        root,
+        Cell(**{**BLOCK, "engine": "simulated", "precision": "fp16", "cap": "none", "repeat": 1}),
+        before,
+    )
+    assert shardwatt("aggregate", STUDY).returncode == 0
+    assert shardwatt("report", "--partial", STUDY).returncode == 0
+    for folder in (root / "results" / STUDY, root / "results" / STUDY / "partial"):
+        (row,) = csv.DictReader((folder / "cells.csv").read_text().splitlines())
+        assert (row["outcome"], row["reason"]) == ("outdated", "other_forecast")
+
+
+@pytest.mark.parametrize(
+    ("files", "snakemake", "words"),
+    [
+        (["profiles/local/site.yaml"], "--profile profiles/local", ""),
+        (["profiles/slurm/site.yaml"], "--profile profiles/slurm", " --site profiles/slurm/site.yaml"),
+        (
+            ["profiles/slurm/other.yaml"],
+            "--configfile profiles/slurm/other.yaml --profile profiles/slurm",
+            " --site profiles/slurm/other.yaml",
+        ),
+        (
+            ["profiles/slurm/site.yaml", "my site.yaml"],
+            "--configfile profiles/slurm/site.yaml 'my site.yaml' --profile profiles/slurm",
+            " --site profiles/slurm/site.yaml --site 'my site.yaml'",
+        ),
+    ],
+)
+def test_commands_are_told_for_the_site_that_was_given(
+    tmp_path: Path, files: list[str], snakemake: str, words: str
+) -> None:
+    """A report of a cluster's study names no command that would run it elsewhere."""
+    for name in ("local", "slurm"):
+        write_yaml(tmp_path / "profiles" / name / "profile.v9+.yaml", {})
+    site = make_site(tmp_path, launcher="local" if files == ["profiles/local/site.yaml"] else "slurm")
+    place = Place(tmp_path, tmp_path, site, tuple(tmp_path / file for file in files))
+    assert (place.snakemake, place.site_words) == (f"snakemake {snakemake}", words)
 
 
 def test_json_tells_what_the_table_tells(shardwatt: Shardwatt) -> None:

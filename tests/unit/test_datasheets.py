@@ -95,6 +95,6 @@ def test_the_table_shows_every_sheet_in_the_units_of_data_sheets() -> None:
     assert len(lines) == 2 + len(DATA_SHEETS)
     (row,) = (line for line in lines if line.startswith("| `v100s-pcie-32gb` |"))
     assert row == (
-        "| `v100s-pcie-32gb` | 32 | 1134 | 16.4 | none | 130 | 250 | 7.0 | 16 | 25 | 135 to 1597 | "
+        "| `v100s-pcie-32gb` | 32 | 1134 | 16.4 | none | 130 | 250 | 7.0 | 16 | 25 | 100 | 135 to 1597 | "
         "NVIDIA V100 data sheet, January 2020 |"
     )

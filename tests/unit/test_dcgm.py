@@ -160,9 +160,9 @@ def measure(
 
 
 def test_one_sample_in_the_window_is_0_j_and_becomes_null_with_what_it_would_be(node: Path) -> None:
-    for _ in range(5):  # a machine that stalls lets a second sample in
+    for _ in range(5):  # a machine that stalls lets a second sample in, or the one before DCGM begins
         dcgm, device, times_s = measure(node, 1.0, 0.6, 0.5)
-        if len(times_s) == 1:
+        if len(times_s) == 1 and device.power_mean_w is not None:
             break
     assert len(times_s) == 1
     assert (device.energy_j, device.power_mean_w) == (None, 100)

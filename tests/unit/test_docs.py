@@ -26,7 +26,7 @@ from shardwatt.models import Recipe
 from shardwatt.schemas import with_key_tables
 from shardwatt.shapes import Shapes
 from shardwatt.site import Site, load_site
-from shardwatt.study import Study
+from shardwatt.study import Study, load_study
 
 ROOT = Path(__file__).parents[2]
 LOCAL_SITE = ROOT / "profiles" / "local" / "site.yaml"
@@ -142,6 +142,23 @@ def test_every_command_exists_with_its_options(page: Path) -> None:
             for option in parameter.opts
         }
         assert {word for word in words if word.startswith("--")} <= known, f"{name(page)}: {' '.join(words)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_is_said_for_a_site_that_has_what_its_study_needs(page: Path) -> None:
+    """As it is typed: without a site in its words or above it, profiles/local/site.yaml is meant."""
+    studies = {path.stem for path in (ROOT / "config" / "studies").glob("*.yaml")}
+    for language, block in blocks(page):
+        exported = str(LOCAL_SITE)
+        for line in block.splitlines() if language in ("", "bash") else ():
+            if line.startswith("export SHARDWATT_SITE="):
+                (exported,) = shlex.split(line.partition("=")[2], comments=True)
+            elif line.startswith("shardwatt "):
+                words = shlex.split(line, comments=True)
+                site_file = words[words.index("--site") + 1] if "--site" in words else exported
+                for study in studies & set(words):
+                    site = load_site([ROOT / site_file])
+                    assert expand(ROOT, study, load_study(ROOT, study), site, with_models=False), line
 
 
 def test_commands_are_found_in_the_pages() -> None:

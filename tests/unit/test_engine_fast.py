@@ -21,6 +21,7 @@ from shardwatt.engine.fast.capture import Capture
 from shardwatt.engine.fast.graphs import Eager, Graphs
 from shardwatt.engine.fast.packing import packed
 from shardwatt.engine.fast.segments import Segment
+from shardwatt.engine.fast.slots import Slots
 from shardwatt.engine.protocol import BatchRequest, BatchResult, Sampling
 from shardwatt.engine.sampling import row_keys, sorted_next_tokens
 from shardwatt.errors import DoesNotFit
@@ -265,7 +266,28 @@ def test_nothing_is_captured_after_the_warm_up(
         expected = generated(opened(root, ended, rows=rows), asked, SAMPLED)
         assert generated(engine, asked, SAMPLED).tokens == expected.tokens
     assert recorder.recorded == captured
-    assert engine.notes()["cuda_graphs"] == f"{captured} captured, by rows and 16 positions"
+    assert engine.notes()["cuda_graphs"] == f"{captured} captured, by rows and 16 positions or more"
+
+
+def test_graphs_of_a_long_cache_are_few_and_see_little_too_much() -> None:
+    assert [graphs.bucket(length, 2048) for length in (1, 256, 257, 1100, 2048)] == [
+        256,
+        256,
+        512,
+        1280,
+        2048,
+    ]
+    for limit in (100, 700, 2049, 32_768, 131_072):
+        buckets = sorted({graphs.bucket(length, limit) for length in range(1, limit + 1)})
+        slots = cast(Slots, SimpleNamespace(last=limit - 1))
+        steps = Graphs(slots, cast(Eager, None), cast(Capture, None), 1, shrinks=True)
+        keys = list(steps._keys(64, SAMPLED))
+        # All that may be asked for in the run, and nothing twice.
+        assert [length for rows, length, _ in keys if rows == 1] == buckets
+        assert len(set(keys)) == len(keys) == 7 * len(buckets)
+        assert len(buckets) <= 4 + 4 * max(0, (limit - 1).bit_length() - 10)
+        for below, here in zip([0, *buckets], buckets, strict=False):
+            assert here <= max(below + 256, 1.25 * (below + 1))
 
 
 def test_what_is_captured_in_the_run_is_counted_and_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,6 +325,27 @@ def test_a_step_that_has_no_memory_does_not_fit(root: Path, monkeypatch: pytest.
     engine = recording(root, monkeypatch, Full(), "stay", len(PROMPTS))
     with pytest.raises(DoesNotFit):
         generated(engine, warm_up(len(PROMPTS), 1), SAMPLED)
+
+
+def test_every_cache_of_an_engine_has_its_steps_captured_on_one_stream(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On another one cuBLAS would take another workspace, and keep it.
+    captures: list[Capture] = []
+
+    def watched(slots: object, eager: object, capture: Capture, *rest: object, **words: object) -> Graphs:
+        captures.append(capture)
+        return cast(Graphs, None)
+
+    engine = opened(root)
+    monkeypatch.setattr(engine, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(loop, "Graphs", watched)
+    for _ in range(3):
+        engine._steps()
+    assert len({id(capture) for capture in captures}) == 3
+    assert len({id(capture._stream) for capture in captures}) == 1
 
 
 def test_precision_is_that_of_weights_and_cache(root: Path) -> None:

@@ -149,9 +149,20 @@ def test_one_new_token_takes_no_decoding(plain: HuggingFace) -> None:
 def test_a_full_context_ends_rows_and_is_named(plain: HuggingFace) -> None:
     whole = answer(plain)
     result = answer(plain, positions=12)
-    # The longest prompt has 8 tokens, and padding takes positions too.
-    assert result.tokens == [row[:4] for row in whole.tokens]
+    # Each row where its own positions are full: padding takes none.
+    assert result.tokens == [row[: 12 - size] for row, size in zip(whole.tokens, SIZES, strict=True)]
     assert result.finish == ["context"] * 3
+    assert result.generated_tokens == 3 * (12 - min(SIZES))
+
+
+@needs_transformers
+def test_it_stops_when_rows_have_ended_or_are_full(plain: HuggingFace) -> None:
+    free = answer(plain, positions=12).tokens
+    # The longest prompt's row is full after 4 tokens, and the others end by themselves.
+    result = answer(ended_by(plain, {row[5] for row in free[:2]}), positions=12)
+    ended_by(plain, ())
+    assert result.finish == ["eos", "eos", "context"]
+    assert result.generated_tokens == 3 * (max(map(len, result.tokens[:2])) + 1)
 
 
 @needs_transformers

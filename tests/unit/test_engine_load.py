@@ -65,3 +65,29 @@ def test_bfloat16_is_refused_by_name_on_a_gpu_that_emulates_it(
     with pytest.raises(CellFailure, match=r"Tesla V100-SXM2-32GB has compute capability 7\.0") as caught:
         load_engine("reference", replace(model, device="cuda:0"))
     assert caught.value.reason is Reason.CONFIGURATION
+
+
+@pytest.mark.parametrize("name", ["fast", "hf"])
+def test_no_engine_calculates_fp32_in_tf32_where_the_environment_says_so(tmp_path: Path, name: str) -> None:
+    checkpoint = engine_tiny.make(tmp_path / "model")
+    # What TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 leaves when torch is imported.
+    torch.set_float32_matmul_precision("high")
+    try:
+        with engine_tiny.alone(tmp_path / "group"):
+            opened(name, checkpoint)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_an_environment_that_makes_tf32_of_fp32_on_gpus_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    model = engine_tiny.on_rank(engine_tiny.make(tmp_path / "model"))
+    with pytest.raises(CellFailure, match="NVIDIA_TF32_OVERRIDE=1 would make TF32 of it; unset it") as caught:
+        load_engine("reference", replace(model, device="cuda:0"))
+    assert caught.value.reason is Reason.CONFIGURATION
+    with engine_tiny.alone(tmp_path / "group"):
+        load_engine("reference", model)  # no processor's library reads it

@@ -188,6 +188,16 @@ def test_memory_that_a_device_lacks_does_not_fit() -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
 
+@pytest.mark.parametrize("word", ["Cuda failure 2 'out of memory'", "Cuda failure 'out of memory'"])
+def test_memory_that_nccl_lacks_on_a_device_does_not_fit(word: str) -> None:
+    told = f"""NCCL error in: /pytorch/torch/csrc/NCCLUtils.cpp:77, unhandled cuda error, NCCL version 2.27.5
+ncclUnhandledCudaError: Call to CUDA function failed.
+Last error:
+{word}"""
+    with pytest.raises(DoesNotFit, match=f"^{word}$"), torch_failures():
+        raise torch.distributed.DistBackendError(told)
+
+
 def test_an_error_of_another_kind_stays_what_it_is() -> None:
     with pytest.raises(RuntimeError, match="shapes"), torch_failures():
         raise RuntimeError("shapes do not match")

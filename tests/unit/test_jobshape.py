@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardwatt.errors import SiteError
-from shardwatt.jobshape import JobShape, gpus_held, job_shape
+from shardwatt.jobshape import JobShape, devices_held, gpus_held, job_shape
 from shardwatt.site import Site
 from slurm_site import slurm_site
 from small_project import GPUS, make_site
@@ -108,6 +108,11 @@ def test_a_layout_has_as_many_ranks_as_shards(shards: int, per_node: int, launch
 )
 def test_of_nodes_of_its_own_a_job_holds_every_gpu(words: dict[str, Any], shards: int, held: int) -> None:
     assert gpus_held(slurm_site(words), "v100", shards) == held
+
+
+def test_devices_of_processors_are_held_like_gpus() -> None:
+    assert devices_held(make_site(Path("/nowhere")), "cpu", 1) == GPUS["cpu"]["per_node"]
+    assert devices_held(slurm_site(), "cpu", 1) == 1, "its nodes are shared"
 
 
 def test_processors_hold_no_gpus_unless_slurm_hands_some_out() -> None:

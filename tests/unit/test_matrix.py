@@ -15,8 +15,10 @@ from shardwatt.cell import Cell
 from shardwatt.checkpoints import Checkpoint
 from shardwatt.engines import ENGINES, MODEL_ENGINES, simulated_counterpart
 from shardwatt.errors import StudyError
-from shardwatt.matrix import expand, expand_blocks
+from shardwatt.matrix import expand, expand_blocks, shard_counts
 from shardwatt.models import recipe_file
+from shardwatt.plan.forecast import Forecaster
+from shardwatt.plan.leftout import left_out
 from shardwatt.plan.memory import memory_need
 from shardwatt.site import Site
 from shardwatt.study import Study, load_study
@@ -101,12 +103,28 @@ def capped_site(place: tuple[Path, Site], **v100: Any) -> tuple[Path, Site]:
 
 
 def test_a_power_cap_that_nothing_would_set_is_refused(place: tuple[Path, Site]) -> None:
-    """A record that only says 175 W would be false."""
+    """A record that only says 175 W would be false; a forecast, and results that are there, are not."""
     assert refusal(place, **blocks(cap=["none", 175])) == (
         "cap: 175 on v100: site 'testbed' sets no power limits; use `none`, or say in the site's key "
         "power_limits who sets them (docs/power-caps.md)"
     )
     assert len(cells(place, **blocks(cap=["none", 175]), exclude=[{"cap": 175}])) == 1
+    root, site = place
+    study = Study(**study_content(**blocks(cap=["none", 175])))
+    planned = expand(root, "mine", study, site, with_models=False)
+    assert [cell.cap_w for cell in planned] == [None, 175]
+    forecaster = Forecaster(root, "mine", study, site)
+    said = "site 'testbed' sets no power limits: "
+    notes = ["".join(forecaster.cell(cell).notes) for cell in planned]
+    assert [said in note for note in notes] == [False, True]
+
+
+def test_an_impossible_cap_is_refused_in_the_plan_too(place: tuple[Path, Site]) -> None:
+    root, site = place
+    known = site.gpus["v100"].model_copy(update={"data_sheet": "v100-pcie-32gb"})
+    study = Study(**study_content(**blocks(cap=2500)))
+    with pytest.raises(StudyError, match="cap: 2500 on v100: "):
+        expand(root, "mine", study, site.model_copy(update={"gpus": {"v100": known}}), with_models=False)
 
 
 def test_power_caps_are_an_axis_where_the_site_sets_them(place: tuple[Path, Site]) -> None:
@@ -139,7 +157,7 @@ def test_a_power_cap_outside_of_what_the_gpus_take_is_refused(
         )
 
 
-@pytest.mark.parametrize(("cap", "is_possible"), [(25, False), (26, True), (375, True), (376, False)])
+@pytest.mark.parametrize(("cap", "is_possible"), [(99, False), (100, True), (375, True), (376, False)])
 def test_a_power_cap_that_no_such_board_takes_is_refused_where_the_site_says_no_more(
     place: tuple[Path, Site], cap: int, is_possible: bool
 ) -> None:
@@ -149,8 +167,8 @@ def test_a_power_cap_that_no_such_board_takes_is_refused_where_the_site_says_no_
         assert cells(site, **blocks(cap=cap))[0].cap_w == cap
     else:
         assert refusal(site, **blocks(cap=cap)) == (
-            f"cap: {cap} on v100: a v100-pcie-32gb draws some 25 W at rest and is made for 250 W; use a cap "
-            "between, and say in the site's key gpus.v100.power_limits_w what these GPUs take"
+            f"cap: {cap} on v100: a v100-pcie-32gb takes no limit below 100 W and is made for 250 W; use a "
+            "cap between, or say in the site's key gpus.v100.power_limits_w what these GPUs take"
         )
 
 
@@ -213,7 +231,7 @@ def test_what_is_excluded_need_not_be_possible(place: tuple[Path, Site]) -> None
     found = cells(place, **blocks(shards=[8, 5, 16]), exclude=[{"shards": [5, 16]}])
     assert [cell.shards for cell in found] == [8]
     with_minimum = blocks(gpu=["v100", "cpu"], shards="minimum")
-    assert "fits on no number of cpu" in refusal(place, **with_minimum)
+    assert "shards: minimum: found gpu 'cpu'" in refusal(place, **with_minimum)
     assert [cell.gpu for cell in cells(place, **with_minimum, exclude=[{"gpu": "cpu"}])] == ["v100"]
 
 
@@ -232,27 +250,96 @@ def test_minimum_is_the_bare_minimum_hardware_of_table_2(
     place: tuple[Path, Site], model: str, gpu: str, shards: int
 ) -> None:
     """Table II of arXiv 2310.03003: batch 64, maximum length 256."""
-    found = cells(place, **blocks(model=model, gpu=gpu, shards="minimum"), cache_tokens=512)
-    assert [cell.shards for cell in found] == [shards]
+    minimum = blocks(model=model, gpu=gpu, shards="minimum")
+    assert [cell.shards for cell in cells(place, **minimum, prompts=4096, cache_tokens=512)] == [shards]
 
 
 def test_minimum_may_be_excluded_by_the_number_that_it_is(place: tuple[Path, Site]) -> None:
     both = blocks(gpu=["v100", "a100"], shards="minimum")
-    found = cells(place, **both, cache_tokens=512, exclude=[{"shards": 8}])
+    found = cells(place, **both, prompts=4096, cache_tokens=512, exclude=[{"shards": 8}])
     assert [(cell.gpu, cell.shards) for cell in found] == [("a100", 4)]
 
 
 def test_minimum_chooses_among_counts_that_fill_nodes(tmp_path: Path) -> None:
-    """On nodes of three, four shards have no layout on one machine; one that has is taken, or none."""
+    """On one machine of six, LLaMA 13B splits over 1, 2, 4 or 5; of 16 GiB each, four are the fewest."""
     root = make_root(tmp_path / "project")
-    site = make_site(tmp_path, gpus={"a100": {**GPUS["a100"], "per_node": 3}})
-    study = Study(**study_content(**blocks(gpu="a100", shards="minimum"), cache_tokens=512))
-    with pytest.raises(
-        StudyError,
-        match=r"matrix\.0\.shards: minimum: llama-65b at batch 64, length 256 fits on no number of a100 with "
-        r"80 GiB that site 'testbed' can give; use a smaller batch or another GPU type",
-    ):
-        expand(root, "mine", study, site)
+    make_checkpoint(tmp_path / "models" / "llama-13b", 2, PARAMS_13B)
+    for per_node, shards in ((6, 4), (2, 2)):
+        site = make_site(tmp_path, gpus={"a100": {**GPUS["a100"], "per_node": per_node, "memory_gib": 16}})
+        block = blocks(model="llama-13b", gpu="a100", shards="minimum", batch=32)
+        study = Study(**study_content(**block, prompts=4096, cache_tokens=512))
+        (cell,) = expand(root, "mine", study, site)
+        assert cell.shards == shards
+
+
+def test_where_no_number_of_shards_fits_the_plan_leaves_out_the_largest(place: tuple[Path, Site]) -> None:
+    """A model that is too large for one GPU type hides nothing of the others, and is never run."""
+    root, site = capped_site(place, memory_gib=16)
+    content = study_content(**blocks(gpu=["v100", "a100"], shards="minimum"), cache_tokens=512, unfit="run")
+    study = Study(**{**content, "prompts": 4096})
+    does_not, fits = expand(root, "mine", study, site)
+    assert (does_not.gpu, does_not.shards) == ("v100", 8)
+    assert (fits.gpu, fits.shards) == ("a100", 4)
+    forecaster = Forecaster(root, "mine", study, site)
+    assert left_out(forecaster, study, site, fits) is None
+    found = left_out(forecaster, study, site, does_not)
+    assert found is not None
+    assert found.need.total_gib > found.memory_gib == 16
+
+
+@pytest.mark.parametrize(
+    ("axes", "word"),
+    [({"shards": "minimum"}, "shards: minimum"), ({"shards": 1, "batch": "maximum"}, "batch: maximum")],
+)
+def test_minimum_and_maximum_are_of_gpus_alone(
+    place: tuple[Path, Site], axes: dict[str, Any], word: str
+) -> None:
+    """Of processors nobody knows what fits: no number of theirs is a minimum or a maximum."""
+    assert refusal(place, **blocks(gpu="cpu", **axes)) == (
+        f"matrix.0.{word}: found gpu 'cpu' of kind `cpu`; whether a cell fits is not known of processors: "
+        "write a number, in a block of their own if GPUs stand beside them"
+    )
+
+
+def test_a_batch_of_more_than_all_prompts_needs_what_all_prompts_do(place: tuple[Path, Site]) -> None:
+    block = blocks(gpu="a100", shards="minimum", batch=[8, 512])
+    assert [cell.shards for cell in cells(place, **block, prompts=8, cache_tokens=512)] == [2, 2]
+    assert [cell.shards for cell in cells(place, **block, prompts=512, cache_tokens=512)] == [2, 8]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    model=st.sampled_from(sorted(CATALOGUE)),
+    engine=st.sampled_from(sorted(set(ENGINES) - MODEL_ENGINES.keys())),
+    precision=st.sampled_from(["fp32", "bf16", "fp16"]),
+    number=st.integers(1, 600),
+    length=st.integers(1, 2048),
+    memory_gib=st.floats(1, 200),
+)
+def test_minimum_and_maximum_fit_and_the_next_number_does_not(
+    place: tuple[Path, Site],
+    model: str,
+    engine: str,
+    precision: str,
+    number: int,
+    length: int,
+    memory_gib: float,
+) -> None:
+    def fits(shards: int, batch: int) -> bool:
+        need = memory_need(
+            shape, precision=precision, shards=shards, batch=batch, length=length, engine=engine
+        )
+        return need.total_gib <= memory_gib
+
+    shape = CATALOGUE[model]
+    axes = {"engine": engine, "model": model, "precision": precision, "gpu": "v100", "length": length}
+    wide = capped_site(place, memory_gib=memory_gib, per_node=1024)
+    (fewest,) = cells(wide, **blocks(**axes, shards="minimum", batch=number), prompts=600)
+    counts = shard_counts(engine, shape)
+    assert fewest.shards == next((n for n in counts if fits(n, number)), counts[-1])
+    (largest,) = cells(wide, **blocks(**axes, shards=1, batch="maximum"), prompts=number)
+    powers = [2**exponent for exponent in range(10) if 2**exponent <= number]
+    assert largest.batch == max((n for n in powers if fits(1, n)), default=1)
 
 
 @pytest.mark.parametrize(
@@ -306,23 +393,28 @@ def test_where_shards_and_batch_are_open_one_prompt_decides_over_the_shards(plac
     both = blocks(gpu="a100", shards="minimum", batch="maximum")
     (found,) = cells(place, **both, prompts=4096, cache_tokens=512)
     assert (found.shards, found.batch) == (2, 16)
-    (beside,) = cells(place, **blocks(gpu="a100", shards="minimum", batch=64), cache_tokens=512)
+    (beside,) = cells(place, **blocks(gpu="a100", shards="minimum", batch=64), prompts=4096, cache_tokens=512)
     assert beside.shards == 4
 
 
-def test_maximum_where_not_one_prompt_fits_leaves_that_combination_out(
-    place: tuple[Path, Site], caplog: pytest.LogCaptureFixture
-) -> None:
-    keys: dict[str, Any] = {"prompts": 4096, "cache_tokens": 2048}
-    told = "matrix.0.batch: maximum: llama-65b at batch 1, length 256 does not fit on 4 v100 with 32 GiB"
-    assert [cell.shards for cell in cells(place, **blocks(shards=[4, 8], batch="maximum"), **keys)] == [8]
-    assert [record.getMessage() for record in caplog.records] == [f"study 'mine': {told}; left out"]
-    refused = refusal(place, **blocks(shards=4, batch="maximum"), **keys)
-    assert refused == f"{told}, and no other cell is left; use more shards"
-    caplog.clear()
-    left = cells(place, **blocks(shards=[4, 8], batch="maximum"), **keys, exclude=[{"shards": 4}])
-    assert [cell.shards for cell in left] == [8]
-    assert not caplog.records, "what is excluded is asked for by nobody"
+def test_where_not_one_prompt_fits_the_plan_leaves_out_a_batch_of_one(place: tuple[Path, Site]) -> None:
+    """As with shards: what was asked for and does not fit stands in the plan, and is never run."""
+    root, site = place
+    keys: dict[str, Any] = {"prompts": 4096, "cache_tokens": 2048, "unfit": "run"}
+    study = Study(**study_content(**blocks(shards=[4, 8], batch="maximum"), **keys))
+    does_not, fits = expand(root, "mine", study, site)
+    assert (does_not.shards, does_not.batch) == (4, 1)
+    assert fits.shards == 8
+    forecaster = Forecaster(root, "mine", study, site)
+    assert left_out(forecaster, study, site, fits) is None
+    found = left_out(forecaster, study, site, does_not)
+    assert found is not None
+    assert found.need.total_gib > found.memory_gib == 32
+    assert cells(place, **blocks(shards=4, batch="maximum"), **keys) == (does_not,)
+    without = cells(
+        place, **blocks(shards=[4, 8], batch="maximum"), **keys, exclude=[{"shards": 4, "batch": 1}]
+    )
+    assert without == (fits,)
 
 
 def test_maximum_may_be_excluded_by_the_number_that_it_is(place: tuple[Path, Site]) -> None:
@@ -354,7 +446,7 @@ def test_the_cells_of_each_block_are_told_apart(place: tuple[Path, Site]) -> Non
     root, site = place
     matrix = [{**BLOCK, "repeat": [1, 2]}, {**BLOCK, "repeat": [2, 3]}, {**BLOCK, "repeat": [9]}]
     study = Study(**study_content(matrix=matrix, exclude=[{"repeat": 9}]))
-    found = expand_blocks(root, "mine", study, site).blocks
+    found = expand_blocks(root, "mine", study, site)
     assert [[cell.repeat for cell in block] for block in found] == [[1, 2], [2, 3], []]
 
 
@@ -486,7 +578,7 @@ def test_minimum_counts_the_engines_own_workspace(place: tuple[Path, Site]) -> N
     tight = {"a100": site.gpus["a100"].model_copy(update={"memory_gib": between})}
     place = root, site.model_copy(update={"gpus": tight})
     study["matrix"][0]["engine"] = ["reference", "fast"]
-    found = cells(place, **study, cache_tokens=512)
+    found = cells(place, **study, prompts=4096, cache_tokens=512)
     assert [(cell.engine, cell.shards) for cell in found] == [("reference", 2), ("fast", 1)]
 
 

@@ -14,7 +14,7 @@ from shardwatt.engines import simulated_counterpart
 from shardwatt.figurelist import Kind, figures
 from shardwatt.matrix import expand
 from shardwatt.plan.memory import memory_need
-from shardwatt.site import Site
+from shardwatt.site import Site, load_site
 from shardwatt.study import Study, load_study
 from small_project import make_site
 
@@ -146,6 +146,14 @@ def test_the_study_has_every_published_figure(cells: tuple[Cell, ...]) -> None:
     assert names >= {"throughput--cap-250", "power--cap-250", *by_shards}
     (throughput,) = (spec for spec in figures(cells) if spec.name == "throughput--cap-250")
     assert "batch 64, at most 256 new tokens" in throughput.conditions
+
+
+@pytest.mark.parametrize("study", ["paper", "power-cap"])
+def test_the_shipped_profile_plans_it_though_nobody_there_sets_caps(study: str) -> None:
+    shipped = load_site([ROOT / "profiles" / "slurm" / "site.yaml"])
+    assert shipped.power_limits is None
+    found = expand(ROOT, study, load_study(ROOT, study), shipped, with_models=False)
+    assert {cell.cap for cell in found} >= {"250", "175", "150"}
 
 
 def test_the_rehearsal_is_the_same_without_a_model(cells: tuple[Cell, ...], paper: Study, site: Site) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from shardwatt.datasheets import DATA_SHEETS
-from shardwatt.plan.device import DEFAULT_FACTORS, Factors, PlanDevice, device_of, factors_of
+from shardwatt.plan.calibrated import factors_of
+from shardwatt.plan.device import DEFAULT_FACTORS, Factors, PlanDevice, device_of
 from shardwatt.site import Site
 from small_project import make_site
 
@@ -133,9 +134,10 @@ def test_ranks_share_what_the_site_says_of_the_machine(tmp_path: Path) -> None:
     }
     place = site(
         tmp_path,
-        {**CPU, "peak": peak, "tdp_w": 400, "slurm": {"nodes": 2}},
+        {**CPU, "peak": peak, "tdp_w": 400, "slurm": {"nodes": 2}, "cores_per_node": 64},
         launcher="slurm",
         slurm={"cpus_per_rank": 16},
+        links={"inside": {"gb_s": 5, "latency_us": 100, "source": "a test"}},
     )
     found = device(place, "fp32", shards=4)
     assert found.memory_bandwidth_b_s == pytest.approx(50e9)
@@ -148,6 +150,37 @@ def test_ranks_share_what_the_site_says_of_the_machine(tmp_path: Path) -> None:
     assert half.flop_per_s == pytest.approx(16 * 60e9)
     assert "60 GFLOP/s" in half.assumptions[0]
     assert "GB/s" not in half.assumptions[0]
+
+
+def test_on_slurm_a_rank_has_the_cores_that_it_is_bound_to_and_not_the_machine(tmp_path: Path) -> None:
+    peak = {"memory_bandwidth_gb_s": 200, "tflops": {"fp32": 4}, "idle_w": 40.0, "source": "measured"}
+    cpu = {**CPU, "peak": peak, "tdp_w": 400, "slurm": {"exclusive": False}}
+
+    def found(shards: int, **words: Any) -> PlanDevice:
+        return device(site(tmp_path, {**cpu, **words}, launcher="slurm"), "fp32", shards)
+
+    for shards in (1, 2, 4):
+        known = found(shards, cores_per_node=32)
+        assert (known.tdp_w, known.idle_w) == (400 / 32, 40 / 32), "one core a rank is asked for"
+        assert known.memory_bandwidth_b_s == pytest.approx(200e9 / 32)
+        assert known.flop_per_s == pytest.approx(4e12 / 32)
+    unknown = found(1)
+    assert (unknown.tdp_w, unknown.idle_w) == (None, None)
+    assert unknown.flop_per_s == pytest.approx(60e9), "what one core is taken to do"
+    said, cores = unknown.assumptions
+    assert said == (
+        "it: a rank has 1 of a machine's cores, and how many these are is not known, so `peak` and `tdp_w` "
+        "are left out; give gpus.it.cores_per_node"
+    )
+    assert "a core is taken to do" in cores
+
+
+def test_links_between_processes_that_nobody_gives_are_assumed_and_named(tmp_path: Path) -> None:
+    assumed = "it: 1 GB/s between ranks of a machine and 200 us a message are assumed; give links.inside, or"
+    assert not any(assumed in said for said in device(site(tmp_path, CPU), "fp32").assumptions)
+    assert any(assumed in said for said in device(site(tmp_path, CPU), "fp32", shards=2).assumptions)
+    given = site(tmp_path, CPU, links={"inside": {"gb_s": 5, "latency_us": 100, "source": "a test"}})
+    assert not any("between ranks" in said for said in device(given, "fp32", shards=2).assumptions)
 
 
 def test_factors_are_those_of_the_engine_on_the_gpu_type(tmp_path: Path) -> None:

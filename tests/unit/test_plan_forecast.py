@@ -31,6 +31,12 @@ CELL = Cell(
     repeat=1,
 )
 V100 = {**GPUS["v100"], "data_sheet": "v100-pcie-32gb"}
+PROCESSORS = {
+    **GPUS["cpu"],
+    "per_node": 8,
+    "cores_per_node": 64,
+    "peak": {"memory_bandwidth_gb_s": 400, "tflops": {"fp16": 4}, "source": "a test"},
+}
 LINKS = {way: {"gb_s": 10, "latency_us": 5, "source": "a test"} for way in ("inside", "between")}
 
 
@@ -42,7 +48,7 @@ def forecaster(folder: Path, gpu: dict[str, Any] | None = None, **site: Any) -> 
 def with_study(folder: Path, study: dict[str, Any], gpu: dict[str, Any], **site: Any) -> Forecaster:
     root = make_root(folder) if not (folder / "config").exists() else folder
     gpus = {"v100": gpu, "cpu": GPUS["cpu"]}
-    content = parse_model(Study, study_content(prompts=4096, **study), "study.yaml", StudyError)
+    content = parse_model(Study, study_content(**{"prompts": 4096, **study}), "study.yaml", StudyError)
     return Forecaster(root, "paper", content, make_site(folder, gpus=gpus, **site))
 
 
@@ -253,6 +259,15 @@ def test_the_cache_is_as_long_as_the_longest_prompt_that_is_known(tmp_path: Path
     assert other == assumed, "nobody says how long its prompts are"
 
 
+def test_a_batch_has_no_more_rows_than_there_are_prompts(tmp_path: Path) -> None:
+    """The run makes room for no more: a batch of 512 of 8 prompts fits where one of 8 does."""
+    plan = with_study(tmp_path, {"prompts": 8}, V100)
+    large, small = (replace(CELL, batch=batch) for batch in (512, 8))
+    assert plan.need(large) == plan.need(small)
+    assert plan.fits(large) is True
+    assert forecaster(tmp_path).fits(large) is False, "of 4,096 prompts it has 512"
+
+
 @pytest.mark.parametrize("engine", ["reference", "reference-v2", "fast", "fast-drop", "fast-refill", "hf"])
 def test_the_longest_job_is_that_of_responses_without_an_end(tmp_path: Path, engine: str) -> None:
     make_root(tmp_path)
@@ -269,6 +284,22 @@ def test_the_longest_job_is_that_of_responses_without_an_end(tmp_path: Path, eng
         assert found.longest_job_s == found.job_duration_s
     else:
         assert found.longest_job_s > 1.5 * found.job_duration_s
+
+
+@pytest.mark.parametrize(
+    ("gpu", "waited_s"),
+    [(V100, 900), (PROCESSORS, 0), ({**PROCESSORS, "meter": "nvml"}, 900)],
+)
+def test_the_longest_job_waits_for_warm_devices(tmp_path: Path, gpu: dict[str, Any], waited_s: int) -> None:
+    """A time limit has to hold the gate; how warm processors are no meter tells."""
+    with_gate, without = (
+        with_study(tmp_path, study, gpu).cell(CELL)
+        for study in ({"cool_down_c": 40.0, "cool_down_max_s": 900.0}, {"cool_down_max_s": 900.0})
+    )
+    assert with_gate.longest_job_s is not None
+    assert without.longest_job_s is not None
+    assert with_gate.longest_job_s - without.longest_job_s == pytest.approx(waited_s)
+    assert with_gate.job_duration_s == without.job_duration_s
 
 
 def test_a_warm_up_of_a_queue_has_the_prompts_of_its_places_alone(tmp_path: Path) -> None:
@@ -314,6 +345,19 @@ def test_money_and_carbon_come_from_the_sites_own_figures(tmp_path: Path) -> Non
     assert hourly.carbon_kg == pytest.approx(hourly.job_energy_j / 3.6e6 * 1.5 * 0.4)
     electric = forecaster(tmp_path, prices={**prices, "kwh": 0.3}, pue=1.5).cell(CELL)
     assert electric.cost == pytest.approx(hourly.job_energy_j / 3.6e6 * 1.5 * 0.3)
+
+
+def test_processors_cost_their_electricity_where_gpu_hours_have_a_price(tmp_path: Path) -> None:
+    prices = {"currency": "EUR", "gpu_hour": 2.0, "source": "a list"}
+    cell = replace(CELL, gpu="cpu", model="llama-7b", precision="fp32", shards=1)
+    plan = forecaster(tmp_path, prices=prices, pue=1.5)
+    assert plan.cell(cell).cost is None, "0 GPU hours x a price is no price"
+    own = {"cpu": {**GPUS["cpu"], "tdp_w": 200.0, "price_gpu_hour": 0.1}, "v100": V100}
+    root = tmp_path / "own"
+    study = parse_model(Study, study_content(prompts=4096), "study.yaml", StudyError)
+    found = Forecaster(make_root(root), "paper", study, make_site(root, gpus=own, prices=prices)).cell(cell)
+    assert found.job_duration_s is not None
+    assert found.cost == pytest.approx(0.1 * GPUS["cpu"]["per_node"] * found.job_duration_s / 3600)
 
 
 def test_joules_of_a_job_hold_rest_before_and_after_its_window_and_of_gpus_that_only_wait(

@@ -34,22 +34,33 @@ def test_a_job_takes_its_window_and_rest_for_all_other_device_time() -> None:
 
 def test_electricity_costs_kwh_times_pue_times_price() -> None:
     of = site(prices=PRICES, pue=1.3)
-    assert cost(of, "a100", gpu_hours=5.0, energy_j=7.2e6) == pytest.approx(2 * 1.3 * 0.20)
+    assert cost(of, "a100", device_hours=5.0, energy_j=7.2e6) == pytest.approx(2 * 1.3 * 0.20)
 
 
 def test_a_price_of_gpu_hours_takes_the_place_of_electricity() -> None:
     of = site(prices={**PRICES, "gpu_hour": 1.5}, pue=1.3)
-    assert cost(of, "a100", gpu_hours=8.0, energy_j=7.2e6) == 12
-    assert cost(of, "a100", gpu_hours=8.0, energy_j=None) == 12
+    assert cost(of, "a100", device_hours=8.0, energy_j=7.2e6) == 12
+    assert cost(of, "a100", device_hours=8.0, energy_j=None) == 12
 
 
 def test_a_gpu_types_own_price_comes_before_the_sites() -> None:
     of = site({"price_gpu_hour": 2.0}, prices={**PRICES, "gpu_hour": 1.5})
-    assert cost(of, "a100", gpu_hours=8.0, energy_j=None) == 16
+    assert cost(of, "a100", device_hours=8.0, energy_j=None) == 16
 
 
 def test_a_price_of_nothing_is_a_price() -> None:
-    assert cost(site(prices={**PRICES, "gpu_hour": 0.0}), "a100", gpu_hours=8.0, energy_j=None) == 0
+    assert cost(site(prices={**PRICES, "gpu_hour": 0.0}), "a100", device_hours=8.0, energy_j=None) == 0
+
+
+def test_processors_have_no_price_of_a_gpu_hour_but_their_own_or_that_of_electricity() -> None:
+    """Zero would be a price; device hours of processors are of their shares of a machine."""
+    cpu, hourly = {"kind": "cpu"}, {**PRICES, "gpu_hour": 1.5}
+    of_energy = cost(site(cpu, prices=hourly, pue=1.3), "a100", device_hours=8.0, energy_j=7.2e6)
+    assert of_energy == pytest.approx(2 * 1.3 * 0.20)
+    unknown = site(cpu, prices={**hourly, "kwh": None})
+    assert cost(unknown, "a100", device_hours=8.0, energy_j=7.2e6) is None
+    own = site({**cpu, "price_gpu_hour": 0.1}, prices=hourly, pue=1.3)
+    assert cost(own, "a100", device_hours=8.0, energy_j=7.2e6) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +76,7 @@ def test_a_price_of_nothing_is_a_price() -> None:
 def test_what_is_not_known_has_no_cost_and_never_a_cost_of_nothing(
     keys: dict[str, Any], hours: float | None, joules: float | None
 ) -> None:
-    assert cost(site(**keys), "a100", gpu_hours=hours, energy_j=joules) is None
+    assert cost(site(**keys), "a100", device_hours=hours, energy_j=joules) is None
 
 
 def test_carbon_is_kwh_times_pue_times_grams_over_1000() -> None:

@@ -404,6 +404,17 @@ def test_markdown_is_no_markup_of_what_people_write() -> None:
     assert len({line.replace("\\|", "").count("|") for line in tables}) == 2, "totals, and cells"
 
 
+def test_a_plan_of_cells_none_of_which_fits_is_written_all_the_same(tmp_path: Path) -> None:
+    """Its tables have no column of what cells take: there is none to say in that they do not fit."""
+    unfit = [cell(batch=batch) for batch in (512, 1024)]
+    plan = plan_of(unfit, special={one: {"need": TOO_MUCH, "fits": False} for one in unfit})
+    write_plan(plan, tmp_path)
+    text = (tmp_path / "plan.md").read_text(encoding="utf-8")
+    assert "| batch | nodes | needed (GiB) |" in text
+    assert "| 512 | 4 | 45.2, does not fit |" in text
+    assert len(rows_of_csv(plan)) == 2
+
+
 def test_parquet_holds_the_same_under_typed_columns(tmp_path: Path) -> None:
     plan = many()
     assert [path.name for path in write_plan(plan, tmp_path / "out")] == [

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from shardwatt.plan.forecast import Forecaster
 from shardwatt.plan.positions import need, table_2_positions
 from shardwatt.plan.published import A100, V100, published
-from shardwatt.plan.reckoning import TOGETHER, Run
+from shardwatt.plan.reckoning import SITE, TOGETHER, Run
 from shardwatt.plan.verification import (
     TABLE_3_READINGS,
     CheckRow,
@@ -19,6 +20,9 @@ from shardwatt.plan.verification import (
     verification,
 )
 from shardwatt.plan.verificationpage import with_checks
+from shardwatt.study import Study
+from small_project import study_content
+from synthetic_cells import make_cell
 
 ROOT = Path(__file__).parents[2]
 ETHERNET, BURSTS, NVLINK, CALIBRATED = TABLE_3_READINGS
@@ -164,6 +168,31 @@ def test_a_card_draws_less_with_more_shards_and_all_together_more(reckoned: Reck
     assert found[0].gpu_w > found[1].gpu_w > found[2].gpu_w
     assert found[0].power_w < found[1].power_w < found[2].power_w
     assert found[0].energy_per_token_j < found[1].energy_per_token_j < found[2].energy_per_token_j
+
+
+@pytest.mark.parametrize(("gpu", "shards", "cap_w"), [(V100, 8, 250), (TOGETHER, 4, 150)])
+def test_what_is_checked_is_what_a_plan_forecasts(
+    reckoned: Reckon, gpu: str, shards: int, cap_w: int
+) -> None:
+    run = Run("llama-65b", gpu, shards, 64, 256, ("gsm8k",), cap_w)
+    checked = reckoned(run)
+    study = Study(**study_content(prompts=run.prompts, cache_tokens=run.cache_tokens))
+    on_nodes = SITE.model_copy(update={"launcher": "slurm"})
+    cell = make_cell(model=run.model, gpu=gpu, shards=shards, batch=64, dataset="gsm8k", cap=str(cap_w))
+    planned = Forecaster(ROOT, "paper", study, on_nodes).cell(cell)
+    assert planned.duration_s == pytest.approx(checked.duration_s)
+    assert planned.energy_j == pytest.approx(checked.energy_j)
+    assert planned.output_tokens == checked.output_tokens
+    assert planned.nodes == shards // SITE.gpus[gpu].per_node
+
+
+def test_rows_of_a_server_are_of_its_steady_state(rows: list[CheckRow], reckoned: Reckon) -> None:
+    """Its last rows run out alone; ten times as many prompts change nothing."""
+    one = next(one for one in published("ML.ENERGY") if one.batch == 512 and one.quantity == "step_s")
+    run = Run(one.model, one.gpu, 1, 512, one.length, ("chat",), None, "fast-refill", "bf16", None)
+    (row,) = (row for row in rows if row.published == one)
+    steady = reckoned(replace(run, prompts=10_000 * 512)).step_s
+    assert row.predicted == pytest.approx(steady, rel=0.01)
 
 
 def test_caps_cost_cards_that_wait_for_the_network_nothing(reckoned: Reckon) -> None:

@@ -77,6 +77,13 @@ def test_a_cache_cuts_what_does_not_fit() -> None:
     assert load_of(CELL, SAME, cache_tokens=500) == load_of(CELL, SAME), "a larger one takes no more time"
 
 
+def test_a_cache_cuts_the_rows_of_hf_as_those_of_fast() -> None:
+    cells = [replace(CELL, engine=engine, batch=8, length=100) for engine in ("fast", "hf")]
+    fast, hf = (load_of(cell, MIXED, prompts=80, cache_tokens=120) for cell in cells)
+    assert hf.output_tokens == fast.output_tokens
+    assert hf.phases["decode"].steps == fast.phases["decode"].steps
+
+
 @pytest.mark.parametrize("engine", MODEL_ENGINES)
 def test_a_simulated_engine_has_the_work_of_the_one_that_it_stands_for(engine: str) -> None:
     real = load_of(replace(CELL, engine=engine), MIXED, prompts=64)

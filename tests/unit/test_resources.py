@@ -10,6 +10,7 @@ import pytest
 from shardwatt.cell import Cell
 from shardwatt.errors import SiteError
 from shardwatt.plan.forecast import CellForecast, PhaseForecast
+from shardwatt.plan.memory import MemoryNeed
 from shardwatt.plan.rehearsal import own_job, played
 from shardwatt.resources import (
     agreed_gpu_hours,
@@ -130,8 +131,8 @@ def test_more_than_agreed_is_refused_with_what_takes_it() -> None:
         planned.check()
     assert str(caught.value).splitlines() == [
         "this run may take 30 GPU hours, and max_gpu_hours is 20; nothing was submitted. Ask for fewer "
-        "targets, lower runtime_min, or agree to more for this run: "
-        "--config max_gpu_hours=N, last on the line",
+        "targets, lower runtime_factor and runtime_floor_min (runtime_min where the plan does not set the "
+        "limit), or agree to more for this run: --config max_gpu_hours=N, last on the line",
         "    22 h: 11 x paper: llama-65b on 1 node x 1 v100",
         "    8 h: 1 x paper: llama-65b on 4 nodes x 2 v100",
     ]
@@ -207,6 +208,7 @@ def forecast(
         ({"runtime_min": 60, "runtime_floor_min": 25}, None, 60),
         ({"runtime_min": 60}, 3000.0, 60),  # a site that says nothing but a limit of its own
         ({"runtime_max_min": 130}, 30_000.0, 130),
+        ({"runtime_max_min": 60}, None, 60),
     ],
 )
 def test_a_time_limit_is_the_plans_with_the_sites_factor_and_floor(
@@ -269,8 +271,13 @@ def test_the_identity_of_a_rehearsal_is_that_of_its_forecast() -> None:
         replace(phase, duration_s=3.001),
         replace(phase, power_w=101.0),
         replace(phase, power_w=None),
+        replace(phase, busy=0.9),
+        replace(phase, busy_memory=None),
     ):
         assert played(replace(first, phases={"decode": other})) != played(first)
+    need = MemoryNeed(weights_gib=15.5, kv_cache_gib=8.0, activations_gib=1.0, workspace_gib=0.75)
+    held = replace(first, need=need)
+    assert len({played(one) for one in (first, held, replace(held, memory_gib=60.0))}) == 3
 
 
 def test_the_plan_shows_what_it_predicts_beside_what_is_asked_for() -> None:

@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from sentencepiece import SentencePieceTrainer
 
-from shardwatt.architectures import from_params
+from shardwatt.architectures import CATALOGUE, from_params
 from shardwatt.cell import Cell
 from shardwatt.data.tokenizer import Tokenizer, open_tokenizer
+from shardwatt.datasets import load_catalogue
 from shardwatt.jobshape import JobShape
 from shardwatt.models import Checkpoint
+from shardwatt.plan.forecast import Forecaster
 from shardwatt.plan.memory import memory_need
 from shardwatt.power.curve import Array
 from shardwatt.power.host import HostTrace
@@ -32,8 +34,8 @@ from shardwatt.run.exchange import BatchPlan, BatchRun, PhaseTime, RankEnd, RunR
 from shardwatt.run.job import Job
 from shardwatt.run.measured import Baseline, DcgmMissing, Measured
 from shardwatt.run.provenance import versions
-from shardwatt.study import Constants
-from small_project import make_site
+from shardwatt.study import Constants, Study
+from small_project import make_site, study_content
 from synthetic_cells import make_cell
 from synthetic_traces import a_device, a_node, a_trace, times
 
@@ -153,6 +155,7 @@ def make_job(root: Path, tokenizer: Tokenizer, cell: Cell, nodes: int = 1, **sit
             BatchPlan(prompt_ids=["a", "b"], prompts=[[1, 5, 6], [1, 5]], positions=64, rows=2),
             BatchPlan(prompt_ids=["c"], prompts=[[1, 7, 8, 9]], positions=64, rows=1),
         ],
+        longest_prompt=40,
         threads_per_rank=3,
         commit=("0" * 40, True),
     )
@@ -360,13 +363,34 @@ def test_the_plan_is_that_of_the_engines_loop(
         record = make(report, make_trace(), job)
         planned[engine] = record.memory.planned_memory_gib
         need = memory_need(
-            job.architecture, precision="fp16", shards=1, batch=2, length=job.cell.length, cache_tokens=64,
+            job.architecture, precision="fp16", shards=1, batch=2, length=job.cell.length, longest_prompt=40,
             engine=engine,
         )  # fmt: skip
         assert planned[engine] == need.total_gib
         # torch does not count the CUDA context, so its peak is compared with the rest.
         assert record.memory.planned_allocated_gib == pytest.approx(need.total_gib - context_gib)
     assert len(set(planned.values())) == 3
+
+
+def test_a_records_planned_memory_is_the_plans_own(
+    make: Callable[..., Record], report: RunReport, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """With the data set's longest prompt, and of a batch as many rows as there are prompts."""
+    root = Path(__file__).parents[2]
+    longest_prompt = load_catalogue(root).dataset("alpaca").longest_prompt
+    assert longest_prompt not in (None, 256), "another one than is assumed where none is known"
+    for prompts in (4096, 8):
+        study = Study(**study_content(prompts=prompts))
+        job = replace(
+            make_job(tmp_path, tokenizer, make_cell(engine="hf", gpu="v100", batch=64)),
+            architecture=CATALOGUE["llama-7b"],
+            constants=study.constants,
+            longest_prompt=longest_prompt,
+        )
+        record = make(report, make_trace(), job)
+        need = Forecaster(root, "study", study, job.site).need(job.cell)
+        assert need is not None
+        assert record.memory.planned_memory_gib == need.total_gib
 
 
 def test_how_the_engine_ran_and_took_its_prompts_is_told(

@@ -116,8 +116,8 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (
             gpu(memroy_gib=3),
             "gpus.v100.memroy_gib: unknown key; did you mean 'memory_gib'?; "
-            "allowed: compute_capability, data_sheet, environment, kind, links, memory_gib, meter, peak, "
-            "per_node, power_limits_w, price_gpu_hour, slurm, tdp_source, tdp_w",
+            "allowed: compute_capability, cores_per_node, data_sheet, environment, kind, links, memory_gib, "
+            "meter, peak, per_node, power_limits_w, price_gpu_hour, slurm, tdp_source, tdp_w",
         ),
         (gpu(kind="rocm"), "gpus.v100.kind: found 'rocm'; expected 'cuda' or 'cpu'"),
         (gpu(per_node=0), "gpus.v100.per_node: found 0; expected at least 1"),
@@ -216,7 +216,7 @@ def test_a_types_words_replace_the_sites_key_by_key(tmp_path: Path) -> None:
             "expected a memory_per_node_gib of at most 32",
         ),
         (
-            cluster({"runtime_max_min": 60}),
+            cluster({"runtime_min": 120, "runtime_max_min": 60}),
             "gpus.v100.slurm.runtime_max_min: found 60 min, and 120 min of runtime_min; "
             "expected a runtime_min of at most 60",
         ),

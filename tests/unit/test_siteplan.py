@@ -11,7 +11,7 @@ import pytest
 
 from shardwatt.errors import SiteError
 from shardwatt.site import load_site
-from shardwatt.siteplan import Calibration, calibration_file
+from shardwatt.siteplan import Calibration, Measured, calibration_file
 from small_project import GPUS, make_site, site_content, write_yaml
 from synthetic_cells import make_cell
 
@@ -135,11 +135,35 @@ def test_a_cell_outside_of_what_was_measured_is_told_in_what() -> None:
     assert measured is not None
     within = make_cell(model="llama-13b", shards=2, batch=64, length=256)
     assert measured.outside(within) == []
+    other = replace(within, precision="bf16", dataset="gsm8k", cap="100")
+    assert measured.outside(other) == [], "a file that does not say them is read, and they are not compared"
     beyond = replace(within, model="llama-65b", shards=8, batch=128, length=255)
     assert measured.outside(beyond) == [
         "model llama-65b (llama-7b, llama-13b)", "shards 8 (2)", "batch 128 (1 to 64)",
         "length 255 (256 to 512)",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"cap": "175"}, []),
+        ({"cap": "100"}, ["cap 100 (150, 200)"]),
+        ({"cap": "none"}, ["cap none (150, 200)"]),
+        ({"precision": "bf16"}, ["precision bf16 (fp16)"]),
+        ({"dataset": "gsm8k"}, ["dataset gsm8k (alpaca)"]),
+    ],
+)
+def test_precision_data_set_and_cap_are_compared_where_they_are_known(
+    changes: dict[str, Any], said: list[str]
+) -> None:
+    measured = Measured(
+        models=["llama-7b"], precisions=["fp16"], datasets=["alpaca"], caps=["150", "200"],
+        shards=(1, 1), batch=(1, 1), length=(32, 32),
+    )  # fmt: skip
+    within = make_cell(model="llama-7b", shards=1, batch=1, length=32, cap="150")
+    assert measured.outside(replace(within, **changes)) == said
 
 
 def test_a_calibration_beside_a_later_file_replaces_entries_of_earlier_ones(tmp_path: Path) -> None:
@@ -175,6 +199,11 @@ def test_a_calibration_beside_a_later_file_replaces_entries_of_earlier_ones(tmp_
         (
             {"calibration": {"v100/referense": CALIBRATION}},
             r"calibration\.v100/referense: 'referense' is no engine; did you mean 'reference'\?; expected",
+        ),
+        (
+            {"calibration": {"v100/simulated": CALIBRATION}},
+            r"calibration\.v100/simulated: 'simulated' is no engine; expected one of reference, "
+            r"reference-v2, fast, fast-drop, fast-refill, hf: ",
         ),
     ],
 )

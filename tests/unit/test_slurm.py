@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from shardwatt.errors import Reason, SlurmError
+from shardwatt.errors import CellFailure, Reason, SlurmError
+from shardwatt.run.allocation import Allocation
 from shardwatt.slurm import environment, find_job, is_job_id, jobs_here
 from shardwatt.slurmjob import SlurmJob, reason_of
 
@@ -212,6 +214,17 @@ def test_every_end_has_a_reason(state: str, reason: Reason) -> None:
     assert known is not None
     assert known[0] is reason
     assert "n[0-1]" in known[1]
+
+
+def test_out_of_time_the_keys_that_set_the_limit_are_named(commands: Path) -> None:
+    """Where the plan sets it, a larger `runtime_min` alone changes nothing."""
+    keys = r"raise the site's runtime_factor and runtime_floor_min \(runtime_min where the plan does not"
+    known = reason_of(SlurmJob("1", "TIMEOUT"))
+    assert known is not None
+    assert re.search(keys, known[1])
+    say(commands, "scontrol", SHOWN.replace("EndTime=2026", "EndTime=2020"))
+    with pytest.raises(CellFailure, match=keys):
+        Allocation("9", 120.0).check()
 
 
 @pytest.mark.parametrize(

@@ -197,8 +197,8 @@ def test_several_mistakes_stand_on_lines_of_their_own(root: Path) -> None:
     ("text", "words"),
     [
         ("title: [a\nprompts: 3\n", r"mine\.yaml, line 2: no valid YAML: "),
-        ("title: a\n\tprompts: 3\n", r"mine\.yaml, line 2: no valid YAML: found character '\\t'"),
-        ("title: a: b\n", r"mine\.yaml, line 1: no valid YAML: mapping values are not allowed here"),
+        ("title: a\n\tprompts: 3\n", r"mine\.yaml, line 2: no valid YAML: found (a tab )?character"),
+        ("title: a: b\n", r"mine\.yaml, line 1: no valid YAML: mapping values are not allowed"),
         ("title: a\nseed: 1\nseed: 2\n", r"mine\.yaml, line 3: no valid YAML: the key 'seed' stands twice"),
         ("matrix:\n- batch: 1\n  batch: 2\n", r"line 3: no valid YAML: the key 'batch' stands twice"),
         ("title: 2026-02-30\n", r"mine\.yaml: no valid YAML: day is out of range for month"),

@@ -84,7 +84,7 @@ def test_a_plan_needs_no_checkpoint(project: Project) -> None:
 
 def test_cells_that_do_not_fit_are_left_out_and_refused_by_name(project: Project) -> None:
     write_site(project, SMALL_GPU)
-    project.write_study(matrix=project.block(batch=[2, 200_000]))
+    project.write_study(prompts=200_000, matrix=project.block(batch=[2, 200_000]))
     paths = project.cells()
     run = project.snakemake("-n", REPORT)
     assert run.returncode == 0, run.stdout
@@ -101,7 +101,7 @@ def test_cells_that_do_not_fit_are_left_out_and_refused_by_name(project: Project
 
 def test_a_study_may_run_what_does_not_fit(project: Project) -> None:
     write_site(project, SMALL_GPU)
-    project.write_study(matrix=project.block(batch=[2, 200_000]), unfit="run")
+    project.write_study(prompts=200_000, matrix=project.block(batch=[2, 200_000]), unfit="run")
     run = project.snakemake("-n", REPORT)
     assert planned_jobs(run.stdout)["cell"] == 4
     large = next(path for path in project.cells() if path.cell.batch == 200_000)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from slurm_cluster.rehearsal import SITE as SITE_FILE
+from slurm_cluster.rehearsal import command
 from workflow_project import Project, planned_jobs
 
 pytestmark = pytest.mark.workflow
@@ -159,6 +161,22 @@ def test_a_target_that_runs_no_cell_needs_no_squeue_that_works(cluster: Project)
     assert "shardwatt: `squeue -h" in refused.stdout
     assert "shardwatt: `squeue -h" not in run.stdout
     assert not (cluster.root / "sbatch.jsonl").exists(), "nothing was submitted"
+
+
+def test_a_rehearsal_goes_on_where_one_before_it_was_killed(cluster: Project) -> None:
+    """Snakemake's lock outlives it when it is killed."""
+    install_programs(cluster)
+    target = "results/paper-rehearsal/plan.csv"
+    lock = cluster.root / ".snakemake" / "locks" / "0.output.lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(f"{target}\n")
+    refused = on_cluster(cluster, target, "--configfile", str(SITE_FILE))
+    assert "LockException" in refused.stdout
+    run = subprocess.run(
+        command([target]), cwd=cluster.root, env=cluster.environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert lock.exists(), "it may be another run's"
 
 
 def test_one_rejected_submission_stops_no_other(cluster: Project) -> None:

@@ -7,7 +7,7 @@ after the first reads cells.parquet alone, so that they all show the same state 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,47 +16,24 @@ from shardwatt.analysis import report
 from shardwatt.analysis.aggregate import aggregate, aggregate_devices, read_cells, write_cells
 from shardwatt.analysis.columns import DEVICE_COLUMNS
 from shardwatt.analysis.figures import draw
-from shardwatt.analysis.survey import survey
+from shardwatt.analysis.report import LOCAL, Commands
+from shardwatt.analysis.survey import CellState
 from shardwatt.analysis.tableformats import write_table
 from shardwatt.analysis.tables import tables
 from shardwatt.analysis.tidy import write_tidy
 from shardwatt.cell import AXES, Cell
 from shardwatt.errors import ShardwattError, suggestion
 from shardwatt.figurelist import FigureSpec, figures
-from shardwatt.plan.leftout import LeftOut
 from shardwatt.study import Study
 
-#: The command before a target in the report's list of cells to rerun.
-RERUN = "snakemake --profile profiles/local"
 
-
-def build_cells(
-    base: Path,
-    study_name: str,
-    study: Study,
-    cells: Iterable[Cell],
-    folder: Path,
-    *,
-    model_fingerprints: Mapping[tuple[str, int], str] | None = None,
-    dataset_hashes: Mapping[str, str] | None = None,
-    left_out: Callable[[Cell], LeftOut | None] = lambda _: None,
-) -> list[Path]:
+def build_cells(states: Sequence[CellState], folder: Path) -> list[Path]:
     """Write FOLDER/cells.{parquet,csv}, a row for every cell of the study, whatever its state, and
     FOLDER/devices.{parquet,csv}, a row for every device of the cells that ran through.
-    What the arguments by name are, `survey` says.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    states = survey(
-        base,
-        study_name,
-        cells,
-        study.constants,
-        model_fingerprints=model_fingerprints,
-        dataset_hashes=dataset_hashes,
-        left_out=left_out,
-    )
     frame = aggregate(states)
     devices = aggregate_devices(states, frame)
     return [*write_cells(frame, folder), *write_tidy(devices, DEVICE_COLUMNS, folder, "devices")]
@@ -91,7 +68,9 @@ def build_tables(folder: Path) -> list[Path]:
     return [path for table in tables(frame) for path in write_table(table, folder / "tables")]
 
 
-def build_report(base: Path, study_name: str, study: Study, folder: Path, *, rerun: str = RERUN) -> Path:
+def build_report(
+    base: Path, study_name: str, study: Study, folder: Path, *, commands: Commands = LOCAL
+) -> Path:
     """Write FOLDER/report.html from the cells.parquet and the figures there.
 
     Raises:
@@ -100,7 +79,7 @@ def build_report(base: Path, study_name: str, study: Study, folder: Path, *, rer
     """
     frame = read_cells(folder / "cells.parquet")
     html = report.render(
-        frame, _specs(frame), base=base, study_name=study_name, study=study, folder=folder, rerun=rerun
+        frame, _specs(frame), base=base, study_name=study_name, study=study, folder=folder, commands=commands
     )
     path = folder / "report.html"
     report.write(html, path)
@@ -111,32 +90,20 @@ def build_all(
     base: Path,
     study_name: str,
     study: Study,
-    cells: Iterable[Cell],
+    states: Sequence[CellState],
     folder: Path,
     *,
-    model_fingerprints: Mapping[tuple[str, int], str] | None = None,
-    dataset_hashes: Mapping[str, str] | None = None,
-    left_out: Callable[[Cell], LeftOut | None] = lambda _: None,
-    rerun: str = RERUN,
+    commands: Commands = LOCAL,
 ) -> Path:
     """Build everything from the cells that exist now, and return the report's path.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    build_cells(
-        base,
-        study_name,
-        study,
-        cells,
-        folder,
-        model_fingerprints=model_fingerprints,
-        dataset_hashes=dataset_hashes,
-        left_out=left_out,
-    )
+    build_cells(states, folder)
     build_figures(folder)
     build_tables(folder)
-    return build_report(base, study_name, study, folder, rerun=rerun)
+    return build_report(base, study_name, study, folder, commands=commands)
 
 
 def _specs(frame: pd.DataFrame) -> list[FigureSpec]:

@@ -23,13 +23,13 @@ from shardwatt.analysis.calibrationerrors import (
     spread,
 )
 from shardwatt.analysis.calibrationfit import NAMES, Fit, Predictions, fit
-from shardwatt.cell import Cell
 from shardwatt.errors import ShardwattError, SiteError
-from shardwatt.plan.device import Factors, factors_of
+from shardwatt.plan.calibrated import factors_of, figures_of
+from shardwatt.plan.device import Factors
 from shardwatt.plan.forecast import Forecaster
 from shardwatt.recordfiles import write_whole
 from shardwatt.site import Site
-from shardwatt.siteplan import Calibration, CalibrationFile, Measured
+from shardwatt.siteplan import Calibration, CalibrationFile, Measured, watts
 from shardwatt.study import Study
 from shardwatt.yamlfile import parse_model, read_mapping
 
@@ -54,6 +54,7 @@ class Calibrated:
         gpu: the GPU type.
         engine: the engine.
         assumed: its factors without a calibration.
+        figures: what they are relative to, by name.
         cells: what was fitted to.
         fit: the factors.
         left_out: each of the cells, predicted from the others.
@@ -63,6 +64,7 @@ class Calibrated:
     gpu: str
     engine: str
     assumed: Factors
+    figures: Mapping[str, float]
     cells: Sequence[Observation]
     fit: Fit
     left_out: Sequence[LeftOut]
@@ -118,6 +120,7 @@ def calibrate(cells: Sequence[Observation], site: Site, forecast: Forecast | Non
                 gpu,
                 engine,
                 assumed,
+                figures_of(plain, gpu, {one.cell.precision for one in own}),
                 own,
                 fit(own, assumed, predictions),
                 leave_one_out(own, assumed, predictions, forecast),
@@ -207,21 +210,27 @@ def entry(made: Calibrated, source: str, today: date) -> Calibration:
         fitted=[name for name in NAMES if name in made.fit.standard_errors],
         spread={name: (_rounded(low), _rounded(high)) for name, (low, high) in made.spread().items()},
         cells=len(made.cells),
-        measured=_measured([one.cell for one in made.cells]),
+        measured=_measured(made.cells),
+        figures=dict(made.figures),
         source=source,
         fitted_on=today,
         errors=errors,
     )
 
 
-def _measured(cells: Sequence[Cell]) -> Measured:
-    """What cells there are, by the axes that forecasts are most likely to leave."""
+def _measured(observations: Sequence[Observation]) -> Measured:
+    """What cells there are, by the axes that forecasts may leave; a cap that holds nothing back is none."""
+    cells = [one.cell for one in observations]
+    uncapped = {"none" for one in observations if one.holding_cap_w is None}
 
     def ends(counts: Sequence[int]) -> tuple[int, int]:
         return min(counts), max(counts)
 
     return Measured(
         models=sorted({one.model for one in cells}),
+        precisions=sorted({one.precision for one in cells}),
+        datasets=sorted({one.dataset for one in cells}),
+        caps=sorted(uncapped | {one.cap for one in cells}, key=watts),
         shards=ends([one.shards for one in cells]),
         batch=ends([one.batch for one in cells]),
         length=ends([one.length for one in cells]),

@@ -40,7 +40,8 @@ class Configuration:
     """What twins share: the axes, and those of the constants that change what a step takes.
 
     Attributes:
-        cell: as its first repeat, with a cap only where it changes anything.
+        cell: as its first repeat, with a cap only where it changes anything, and no more length than a prompt
+            of one token leaves room for.
         cache_tokens: positions of the KV cache that the study asks for; 0 where it does not.
         cuda_graphs: when an engine that can capture its steps does so.
         is_greedy: whether tokens are taken without a draw.
@@ -100,12 +101,15 @@ class Observation:
         """What it shares with its twins alone, whose time and watts tell its own.
 
         Twins are its repeats; the same cell in another study, be it with more or other prompts; cells that
-        differ only in caps that hold nothing back, or in batches that the prompts do not fill.
+        differ only in caps that hold nothing back, in batches that the prompts do not fill, or in lengths
+        that no response can reach.
         """
         cap = "none" if self.holding_cap_w is None else self.cell.cap
         batch = min(self.cell.batch, self.constants.prompts)
+        context = self.architecture.context
+        length = min(self.cell.length, min(context, self.constants.cache_tokens or context) - 1)
         return Configuration(
-            replace(self.cell, repeat=1, cap=cap, batch=batch),
+            replace(self.cell, repeat=1, cap=cap, batch=batch, length=length),
             cache_tokens=self.constants.cache_tokens or 0,
             cuda_graphs=self.constants.cuda_graphs if self.cell.engine in _CAPTURING else "never",
             is_greedy=self.constants.temperature == 0,
@@ -186,11 +190,12 @@ def _mean(powers_w: Mapping[PhaseName, float | None], phases_s: Mapping[PhaseNam
 def observe(root: Path, site: Site, states: Iterable[CellState]) -> tuple[list[Observation], list[str]]:
     """What the finished cells among those of a study did, and in words why others are not used.
 
-    Simulated cells are none: a fit to them would find what the plan had put in.
+    Simulated cells are none: a fit to them would find what the plan had put in. Nor are those of another
+    site, whose machines are others.
 
     Args:
         root: the project's root.
-        site: the place they ran at.
+        site: the place.
         states: of the cells.
     """
 
@@ -207,6 +212,9 @@ def observe(root: Path, site: Site, states: Iterable[CellState]) -> tuple[list[O
     skipped: Counter[str] = Counter()
     for state in states:
         if state.state is not State.OK or state.record is None or state.record.simulated:
+            continue
+        if (place := state.record.provenance.site) != site.name:
+            skipped[f"they ran at site '{place}', not at '{site.name}'"] += 1
             continue
         try:
             observed.append(_observation(site, architecture(state.cell.model), state.record))

@@ -19,8 +19,8 @@ Quantity = Literal["duration_s", "energy_j"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 #: Who predicts: the calibrated models from the work that was measured; the whole forecast, with the work too
-#: only assumed; a regression on output tokens alone; the mean.
-Approach = Literal["work", "forecast", "tokens", "mean"]
+#: only assumed; the same without a calibration; a regression on output tokens alone; the mean.
+Approach = Literal["work", "forecast", "assumed", "tokens", "mean"]
 APPROACHES: tuple[Approach, ...] = get_args(Approach)
 BASELINES: tuple[Approach, ...] = ("tokens", "mean")
 
@@ -138,6 +138,7 @@ def predicted(
         said: dict[Approach, Said] = {
             "work": _by_work(one, fitted, predictions),
             "forecast": forecast(one, fitted.factors) if forecast else (None, None),
+            "assumed": forecast(one, assumed) if forecast else (None, None),
         }
         for name, (duration, energy) in baselines.items():
             said[name] = duration(one), energy(one)
@@ -187,28 +188,40 @@ def spread(found: Sequence[LeftOut], approach: Approach, quantity: Quantity) -> 
     """Factors of measured over predicted between which 90 % of further cells are expected.
 
     A prediction interval about the prediction itself: exp(-h) to exp(h), with h = t sqrt(m (1 + 1 / n)), m
-    the mean square of the logarithms of cells that were left out, n the number of configurations, whose
-    twins share the weight of one, and t Student's 95 % quantile of n degrees of freedom. It supposes that
-    those logarithms are about normal; `coverage` says how often it was right. None for fewer than two
-    configurations.
+    the mean square of the logarithms of cells that were left out, n the number of independent ones
+    (`_together`), of which each has the weight of one, and t Student's 95 % quantile of n - 1 degrees of
+    freedom. It supposes that those logarithms are about normal; `coverage` says how often it was right. None
+    for fewer than two.
     """
-    by_configuration: dict[object, list[float]] = {}
+    groups: dict[object, list[float]] = {}
     for one in found:
         if (off := one.off(approach, quantity)) is not None:
-            by_configuration.setdefault(one.cell.configuration, []).append(off)
-    count = len(by_configuration)
+            groups.setdefault(_together(one, approach), []).append(off)
+    count = len(groups)
     if count < 2:
         return None
-    square = fmean(fmean(off * off for off in offs) for offs in by_configuration.values())
-    half = t_quantile(count) * math.sqrt(square * (1 + 1 / count))
+    square = fmean(fmean(off * off for off in offs) for offs in groups.values())
+    half = t_quantile(count - 1) * math.sqrt(square * (1 + 1 / count))
     return math.exp(-half), math.exp(half)
 
 
+def _together(one: LeftOut, approach: Approach) -> object:
+    """What cells whose errors are one error have in common.
+
+    With the work that was measured: the configuration. Of a whole forecast: model, data set and batch, too,
+    which say which prompts meet in a batch, and so how long its walk is, whatever the shards and the length.
+    """
+    configuration = one.cell.configuration
+    cell = configuration.cell
+    return configuration if approach == "work" else (cell.model, cell.dataset, cell.batch)
+
+
 def coverage(found: Sequence[LeftOut], approach: Approach, quantity: Quantity) -> tuple[int, int]:
-    """How many cells lie in the interval that the other configurations' errors make, and of how many."""
+    """How many cells lie in the interval that the errors independent of theirs make, and of how many."""
     within, asked = 0, 0
     for one in found:
-        others = [other for other in found if other.cell.configuration != one.cell.configuration]
+        own = _together(one, approach)
+        others = [other for other in found if _together(other, approach) != own]
         interval, off = spread(others, approach, quantity), one.off(approach, quantity)
         if interval is not None and off is not None:
             asked += 1

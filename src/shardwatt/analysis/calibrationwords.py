@@ -16,12 +16,13 @@ from shardwatt.analysis.calibrationerrors import (
     coverage,
     error,
 )
-from shardwatt.analysis.calibrationfit import NAMES
+from shardwatt.analysis.calibrationfit import FARTHEST, NAMES
 
 #: Who predicts.
 PREDICTORS: dict[Approach, str] = {
     "work": "models, from the work measured",
     "forecast": "forecast, before the cell runs",
+    "assumed": "forecast, not calibrated",
     "tokens": "regression on output tokens alone",
     "mean": "mean",
 }
@@ -39,11 +40,14 @@ def told(made: Calibrated) -> list[str]:
         if name in made.fit.standard_errors:
             percent = 100 * math.expm1(made.fit.standard_errors[name])
             lines.append(f"  {name:<10} {assumed:>8.3g} {fitted:>8.3g}  {percent:.1f} %")
+        elif name in made.fit.at_bound:
+            lines.append(f"  {name:<10} {assumed:>8.3g} {fitted:>8.3g}  {_AT_BOUND}")
         else:
             lines.append(f"  {name:<10} {assumed:>8.3g} {'--':>8}  as assumed: {made.fit.kept[name]}")
     lines += errors_told("cells left out, each with its twins, and predicted from the others", made.left_out)
     if made.from_other_gpus:
-        lines += errors_told("the same cells predicted from those of other GPU types", made.from_other_gpus)
+        title = "the same cells predicted from those of other GPU types, as if their factors held here"
+        lines += errors_told(title, made.from_other_gpus)
     return [*lines, *_verdicts(made), *_intervals(made)]
 
 
@@ -69,7 +73,7 @@ def errors_told(title: str, found: Sequence[LeftOut]) -> list[str]:
 
 
 def _verdicts(made: Calibrated) -> list[str]:
-    """Whether the forecast is better than what needs no model."""
+    """Whether the forecast is better than one without a calibration, and than what needs no model."""
     lines = []
     for quantity in QUANTITIES:
         basis = made.basis(quantity)
@@ -79,7 +83,7 @@ def _verdicts(made: Calibrated) -> list[str]:
             continue
         lost_to = [
             PREDICTORS[name]
-            for name in BASELINES
+            for name in ("assumed", *BASELINES)
             if (other := error(made.left_out, name, quantity)) and other.median_percent <= own.median_percent
         ]
         verdict = f"no better than: {', '.join(lost_to)}" if lost_to else "better than both baselines"
@@ -87,15 +91,24 @@ def _verdicts(made: Calibrated) -> list[str]:
     return lines
 
 
+#: Of a factor that the search could not move any farther.
+_AT_BOUND = f"not told: {FARTHEST:g} times off, the most that is sought; does the site give wrong figures?"
+
 _BASES: dict[Approach, str] = {"work": "models", "forecast": "forecast"}
 
 
 def _intervals(made: Calibrated) -> list[str]:
     lines = []
-    for quantity, (low, high) in made.spread().items():
+    spread = made.spread()
+    for quantity in QUANTITIES:
+        if error(made.left_out, made.basis(quantity), quantity) is None:
+            continue
+        words = f"  90 % interval of a forecast's {_QUANTITIES[quantity]}"
+        if quantity not in spread:
+            lines.append(f"{words}: none; all cells are of one model, data set and batch size")
+            continue
+        low, high = spread[quantity]
         within, asked = coverage(made.left_out, made.basis(quantity), quantity)
-        lines.append(
-            f"  90 % interval of a forecast's {_QUANTITIES[quantity]}: {low:.3f} to {high:.3f} times it; one "
-            f"made without the cell holds it in {within} of {asked}"
-        )
+        held = f"; one from the errors of cells independent of it holds a cell in {within} of {asked}"
+        lines.append(f"{words}: {low:.3f} to {high:.3f} times it{held if asked else ''}")
     return lines

@@ -17,16 +17,19 @@ from shardwatt.plan.published import PAPER, PUBLISHED, USUAL_CAP_W, Published, Q
 
 NAME = "published"
 
+#: What the paper's cells are run in; runs in another precision are others.
+_PRECISION = "fp16"
+
 #: GPUs of the paper's smallest runs of the 65B model on V100s.
 _USUAL_SHARDS = 8
 
 _NOTE = (
-    f"Published: {PAPER}. Here: means over data sets and repeats of cells that ran through, of GPU types "
-    "that carry the paper's name; cells without a cap stand for the paper's 250 W where the study has none "
-    "with it. The difference is in percentage points of a percentage, in numbers of a count, otherwise in % "
-    "of the published value; nothing within a published range. The paper's energy is that of the node of "
-    "rank 0 times the number of nodes, and its power that of the whole job; here both are of the inference "
-    "window and of all nodes."
+    f"Published: {PAPER}. Here: means over data sets and repeats of cells in {_PRECISION} that ran "
+    "through, of GPU types that carry the paper's name; cells without a cap stand for the paper's 250 W "
+    "where the study has none with it. The difference is in percentage points of a percentage, in numbers "
+    "of a count, otherwise in % of the published value; nothing within a published range. The paper's "
+    "energy is that of the node of rank 0 times the number of nodes, and its power that of the whole job; "
+    "here both are of the inference window and of all nodes."
 )
 
 
@@ -98,6 +101,7 @@ _FIELDS = (
 
 def published(frame: pd.DataFrame) -> Table:
     """Each value that the paper prints and the study has a cell for, by engine, beside the study's own."""
+    frame = frame[frame["precision"] == _PRECISION]
     caps = power_caps(frame).rows
     rows = [
         row

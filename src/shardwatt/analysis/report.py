@@ -18,7 +18,7 @@ from shardwatt.analysis.figures import CAPTIONS, describe
 from shardwatt.analysis.marking import SENTENCES, WORD, extent, titled
 from shardwatt.analysis.notes import where
 from shardwatt.analysis.points import named
-from shardwatt.analysis.survey import REFUSED, State
+from shardwatt.analysis.survey import REFUSED, State, strays
 from shardwatt.analysis.tableformats import alignment, shown
 from shardwatt.analysis.tablemodel import Table
 from shardwatt.analysis.tables import tables
@@ -34,6 +34,22 @@ _ROWS_AT_MOST = 200
 
 _SAMPLES_PER_DATASET = 3
 _SAMPLE_CHARACTERS = 700
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """How commands are typed for the site that a study runs at.
+
+    Attributes:
+        snakemake: what stands before a target.
+        site: what `shardwatt` commands end in; empty for the default site.
+    """
+
+    snakemake: str
+    site: str
+
+
+LOCAL = Commands("snakemake --profile profiles/local", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +92,7 @@ def render(
     study_name: str,
     study: Study,
     folder: Path,
-    rerun: str,
+    commands: Commands,
 ) -> str:
     """Make the report's HTML. It loads nothing: figures are embedded, text from models is escaped.
 
@@ -87,7 +103,7 @@ def render(
         study_name: the study's name.
         study: its title and constants.
         folder: where the report goes; links to figures and tables are relative to it.
-        rerun: the command before a target, e.g. `snakemake --profile profiles/local`.
+        commands: how cells are rerun and removed.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("shardwatt", "analysis"),
@@ -105,6 +121,7 @@ def render(
         "simulated_note": "" if simulated is None else SENTENCES[simulated],
         "constants": _constants(study),
         "cells": len(frame),
+        "strays": strays(base, study_name, frame["target"]),
         "counts": summary.counts(frame),
         "map": summary.cell_map(frame),
         "headlines": summary.headlines(frame),
@@ -116,14 +133,14 @@ def render(
         "beside": obtained.beside(frame),
         "violations": obtained.violations(frame),
         "details": obtained.details(frame),
-        "open_cells": _open_cells(frame, rerun),
+        "open_cells": _open_cells(frame, commands.snakemake),
         "open_more": max(0, int((frame["outcome"] != State.OK).sum()) - _ROWS_AT_MOST),
         "samples": _samples(frame, base, study_name),
         "origin": summary.origin(frame),
         "identities": summary.identities(frame),
-        "whole": f"{rerun} results/{study_name}/report.html",
+        "whole": f"{commands.snakemake} results/{study_name}/report.html",
         "refused": bool(frame["outcome"].isin([str(state) for state in REFUSED]).any()),
-        "remove": f"shardwatt cells {study_name} --remove-invalid",
+        "remove": f"shardwatt cells {study_name} --remove-invalid{commands.site}",
         "downloads": _existing(folder, ("cells.csv", "cells.parquet", "devices.csv", "devices.parquet")),
     }
     return environment.get_template("report.html.jinja").render(context)

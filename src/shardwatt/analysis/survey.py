@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from shardwatt.attempts import Failure
-from shardwatt.cell import Cell
+from shardwatt.cell import AXES, Cell
 from shardwatt.errors import RecordError
-from shardwatt.layout import CELL_FILES, CellPaths
+from shardwatt.layout import CELL_FILES, RECORD, CellPaths, study_results
 from shardwatt.leftovers import attempts_of
 from shardwatt.plan.leftout import LeftOut
 from shardwatt.recordfiles import read
@@ -24,6 +24,9 @@ from shardwatt.study import Constants
 
 _PARQUET_MAGIC = b"PAR1"
 _PARQUET_LEAST_BYTES = 12
+
+#: Records of no cell that are named; of the others there is the number.
+_STRAYS_SHOWN = 3
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -117,6 +120,26 @@ def survey(
         states, model_fingerprints or {}, _model_key, _fingerprint, "other_model", "checkpoint"
     )
     return _refuse_others(states, dataset_hashes or {}, _dataset_key, _dataset, "other_data", "data file")
+
+
+def strays(base: Path, study_name: str, targets: Iterable[str]) -> str | None:
+    """A sentence on records below a study's results that are of none of its cells; None: there are none.
+
+    Args:
+        base: the folder that holds `results` and `logs`.
+        study_name: the study's name.
+        targets: of all its cells.
+    """
+    folder = study_results(base, study_name) / "cells"
+    records = folder.glob("/".join(["*"] * len(AXES) + [RECORD]))
+    found = sorted({str(path.relative_to(base)) for path in records} - set(targets))
+    if not found:
+        return None
+    return (
+        f"Records below {folder.relative_to(base)} that belong to no cell of the study, as it and the site "
+        f"are now, and count nowhere: {len(found)}, "
+        f"{', '.join(found[:_STRAYS_SHOWN])}{', …' if len(found) > _STRAYS_SHOWN else ''}"
+    )
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from shardwatt.checks.findings import Finding, error, joined, note, ok, warning
 from shardwatt.checks.nodes import fitting_nodes
 from shardwatt.errors import SiteError, suggestion
 from shardwatt.run.together import SharedJob
-from shardwatt.site import DEFAULT_RUNTIME_MIN, Site, SlurmWords
+from shardwatt.site import Site
+from shardwatt.sitewords import DEFAULT_RUNTIME_FLOOR_MIN, DEFAULT_RUNTIME_MIN, SlurmWords
 from shardwatt.slurmsite import Node, Partition, own_accounts, qos_names, would_take
 
 
@@ -151,23 +152,29 @@ def _who_may_use_it(partition: Partition, words: SlurmWords) -> Iterator[Finding
 
 def _too_long(partition: Partition, words: SlurmWords) -> Iterator[Finding]:
     most = partition.max_time_min
-    asked = {
-        "runtime_min": words.runtime_min or DEFAULT_RUNTIME_MIN,
-        "runtime_max_min": words.runtime_max_min,
-    }
-    for key, limit in asked.items():
-        if most is not None and limit is not None and limit > most:
+    if most is None:
+        return
+    for key in ("runtime_min", "runtime_max_min"):
+        limit = getattr(words, key)
+        if limit is not None and limit > most:
             yield error(
                 f"{key}: {limit} min, and partition {partition.name} allows {most} (MaxTime): such a job is "
                 f"refused, or waits for ever; use at most {most}"
             )
+    if words.has_planned_time and words.runtime_max_min is None:
+        yield warning(
+            f"runtime_max_min: found none, and the plan sets time limits: a job that asks for more than the "
+            f"{most} min that partition {partition.name} allows (MaxTime) is refused, or waits for ever; say "
+            f"runtime_max_min: {most}"
+        )
 
 
 def _ask_sbatch(site: Site, gpu: str, base: Path, fitting: list[Node]) -> Iterator[Finding]:
     """Quote sbatch --test-only for the smallest first attempt and the largest last one."""
     words, kind = site.words(gpu), site.gpus[gpu]
+    time_key = "runtime_floor_min" if words.has_planned_time else "runtime_min"
     last = {
-        "runtime_min": words.runtime_max_min or words.runtime_min,
+        time_key: words.runtime_max_min or getattr(words, time_key),
         "memory_per_node_gib": words.memory_per_node_max_gib or words.memory_per_node_gib,
     }
     grown = kind.model_copy(update={"slurm": words.model_copy(update=last)})
@@ -211,7 +218,7 @@ _NOT_SHOWN = (
 
 
 def sbatch_words(site: Site, gpu: str, shards: int, base: Path) -> list[str]:
-    """The words that submit a cell of so many shards, in its first attempt.
+    """The words that submit a cell of so many shards, in its first attempt; of planned time limits the least.
 
     Raises:
         SiteError: the shards have no layout on the site's nodes.
@@ -228,7 +235,11 @@ def sbatch_words(site: Site, gpu: str, shards: int, base: Path) -> list[str]:
         cap="none",
         repeat=1,
     )
-    runtime_min = site.words(gpu).runtime_min or DEFAULT_RUNTIME_MIN
+    words = site.words(gpu)
+    limit_min = words.runtime_min or DEFAULT_RUNTIME_MIN
+    if words.has_planned_time:
+        limit_min = words.runtime_floor_min or DEFAULT_RUNTIME_FLOOR_MIN
+    runtime_min = min(limit_min, words.runtime_max_min or limit_min)
     return SharedJob((cell,), runtime_min).sbatch_words(site, "check-site", base / "logs")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from shardwatt.cli.leftovers import jobs_and_ends
 from shardwatt.cli.options import Place, place_options
+from shardwatt.cli.states import states_settled
 from shardwatt.errors import ShardwattError
 from shardwatt.layout import CellPaths, study_results
 
@@ -19,20 +19,8 @@ def aggregate(place: Place, study: str) -> None:
     """Write a STUDY's tables of cells and of devices, as Parquet and CSV."""
     from shardwatt.analysis.build import build_cells
 
-    cells = place.cells(study)
-    jobs_and_ends(place, study, cells)
-    known = place.identities(cells)
-    paths = build_cells(
-        place.base,
-        study,
-        place.study(study),
-        cells,
-        study_results(place.base, study),
-        model_fingerprints=known.model_fingerprints,
-        dataset_hashes=known.dataset_hashes,
-        left_out=place.left_out(study),
-    )
-    _say(paths)
+    states = states_settled(place, study, place.cells(study))
+    _say(build_cells(states, study_results(place.base, study)))
 
 
 @click.command()
@@ -68,24 +56,15 @@ def tables(place: Place, study: str) -> None:
 def report(place: Place, study: str, partial: bool) -> None:
     """Write the report of a STUDY from its cells.parquet, figures and tables."""
     from shardwatt.analysis.build import build_all, build_report
+    from shardwatt.analysis.report import Commands
 
     folder = study_results(place.base, study)
+    commands = Commands(place.snakemake, place.site_words)
     if not partial:
-        _say([build_report(place.base, study, place.study(study), folder)])
+        _say([build_report(place.base, study, place.study(study), folder, commands=commands)])
         return
-    cells = place.cells(study)
-    jobs_and_ends(place, study, cells)
-    known = place.identities(cells)
-    path = build_all(
-        place.base,
-        study,
-        place.study(study),
-        cells,
-        folder / "partial",
-        model_fingerprints=known.model_fingerprints,
-        dataset_hashes=known.dataset_hashes,
-        left_out=place.left_out(study),
-    )
+    states = states_settled(place, study, place.cells(study))
+    path = build_all(place.base, study, place.study(study), states, folder / "partial", commands=commands)
     _say([path])
 
 

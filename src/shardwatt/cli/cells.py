@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shardwatt.analysis.survey import PREDICTED, REFUSED, CellState, State
+from shardwatt.analysis.survey import PREDICTED, REFUSED, CellState, State, strays
 from shardwatt.cell import AXES
 from shardwatt.cli.filters import matcher, where_option
 from shardwatt.cli.options import Place, place_options
@@ -79,6 +79,8 @@ def cells(
         print(json.dumps([_as_json(state) for state in shown], indent=2))
     else:
         _print_table(study, shown, len(found), long=long)
+        if others := strays(place.base, study, [state.target for state in found]):
+            print(others, file=sys.stderr)
     refused = [state for state in shown if state.state in REFUSED]
     if remove_invalid:
         _remove(refused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial, update_wrapper
@@ -13,7 +14,7 @@ import click
 from shardwatt.cell import Cell
 from shardwatt.errors import ShardwattError
 from shardwatt.identity import Identities, identities
-from shardwatt.matrix import Expanded, expand, expand_blocks
+from shardwatt.matrix import expand, expand_blocks
 from shardwatt.plan.forecast import CellForecast, Forecaster
 from shardwatt.plan.leftout import LeftOut, left_out
 from shardwatt.plan.rehearsal import asked_of, played
@@ -39,6 +40,31 @@ class Place:
     site: Site
     site_files: tuple[Path, ...]
 
+    @property
+    def snakemake(self) -> str:
+        """What to type before a target, to run it at this site."""
+        beside = self.site_files[-1].parent
+        has_profile = (beside / "profile.v9+.yaml").is_file()
+        profile = beside if has_profile else self.root / "profiles" / self.site.launcher
+        brings_site = self._is_read_from(profile / "site.yaml")
+        others = [] if brings_site else ["--configfile", *map(self._shown, self.site_files)]
+        return shlex.join(["snakemake", *others, "--profile", self._shown(profile)])
+
+    @property
+    def site_words(self) -> str:
+        """What a command of shardwatt ends in that is meant for this site; empty for the default one."""
+        if self._is_read_from(_default_site(self.root)):
+            return ""
+        return "".join(f" --site {shlex.quote(self._shown(file))}" for file in self.site_files)
+
+    def _is_read_from(self, file: Path) -> bool:
+        return [one.resolve() for one in self.site_files] == [file.resolve()]
+
+    def _shown(self, path: Path) -> str:
+        """A path as it is typed in the folder that holds results/."""
+        path = path.resolve()
+        return str(path.relative_to(self.base) if path.is_relative_to(self.base) else path)
+
     def study(self, name: str) -> Study:
         return load_study(self.root, name)
 
@@ -48,7 +74,7 @@ class Place:
     def cells(self, name: str) -> tuple[Cell, ...]:
         return expand(self.root, name, self.study(name), self.site, with_models=False)
 
-    def expanded(self, name: str) -> Expanded:
+    def blocks(self, name: str) -> tuple[tuple[Cell, ...], ...]:
         return expand_blocks(self.root, name, self.study(name), self.site, with_models=False)
 
     def forecaster(self, name: str) -> Forecaster:
@@ -67,6 +93,10 @@ class Place:
         """What tells the identity of the forecast that one of a study's simulated cells plays."""
         forecaster = self.forecaster(name)
         return lambda cell: played(forecaster.cell(cell))
+
+
+def _default_site(root: Path) -> Path:
+    return root / "profiles" / "local" / "site.yaml"
 
 
 def find_root() -> Path:
@@ -112,7 +142,7 @@ def place_options(function: Callable[..., None]) -> Callable[..., None]:
     @site_option("profiles/local/site.yaml")
     def with_place(root: Path | None, site_files: tuple[Path, ...], **options: Any) -> None:
         root = (root or find_root()).resolve()
-        files = list(site_files) or [root / "profiles" / "local" / "site.yaml"]
+        files = list(site_files) or [_default_site(root)]
         function(Place(root, Path.cwd(), load_site(files), tuple(files)), **options)
 
     return update_wrapper(with_place, function)

@@ -45,10 +45,9 @@ def plan(place: Place, study: str, filters: tuple[str, ...], style: str, write: 
     """
     if write and filters:
         raise ShardwattError("--write: found --where beside it; expected the whole study: leave one out")
-    content, cells = place.study(study), place.expanded(study)
-    is_meant = matcher(filters, chain.from_iterable(cells.blocks))
-    forecast = place.forecaster(study).cell
-    found = make_plan(study, content, place.site, cells.blocks, forecast, is_meant, cells.dropped)
+    content, blocks = place.study(study), place.blocks(study)
+    is_meant = matcher(filters, chain.from_iterable(blocks))
+    found = make_plan(study, content, place.site, blocks, place.forecaster(study).cell, is_meant)
     _refuse_unknown(found)
     if write:
         from shardwatt.analysis.planfiles import write_plan  # pyarrow; a look does without

@@ -35,6 +35,12 @@ def states_on_disk(
     )
 
 
+def states_settled(place: Place, study: str, cells: Sequence[Cell]) -> list[CellState]:
+    """The same with cells that are left out by the plan, after the ends of lost jobs are written down."""
+    jobs_and_ends(place, study, cells)
+    return states_on_disk(place, study, cells, left_out=place.left_out(study))
+
+
 def states_now(place: Place, study: str, cells: Sequence[Cell], *, deep: bool = False) -> list[CellState]:
     """The same with cells that are left out by the plan, after the ends of lost jobs are written down, and
     with what runs or waits."""

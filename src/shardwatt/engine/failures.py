@@ -17,7 +17,10 @@ _PEER_LOST = re.compile(
 _TIMED_OUT = re.compile(r"timed? ?out|timeout", re.I)
 _HOST_ALLOCATION = re.compile(r"DefaultCPUAllocator|cannot allocate memory|not enough memory", re.I)
 _NO_KERNELS = re.compile(r"no kernel image is available|CUDA driver version is insufficient", re.I)
-_DEVICE_ALLOCATION = re.compile(r"CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory", re.I)
+# The last is NCCL's word; older ones leave the number out.
+_DEVICE_ALLOCATION = re.compile(
+    r"CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory|Cuda failure (\d+ )?'out of memory'", re.I
+)
 
 
 @contextmanager
@@ -52,7 +55,8 @@ def _translated(error: RuntimeError) -> ShardwattError | None:
             "whose torch was: `shardwatt check-site` compares them",
         )
     if _DEVICE_ALLOCATION.search(text):
-        return DoesNotFit(_first_line(error))
+        # NCCL tells it after lines that say nothing.
+        return DoesNotFit(next(filter(_DEVICE_ALLOCATION.search, text.splitlines())).strip())
     if _HOST_ALLOCATION.search(text):
         return _host_oom(error)
     if _PEER_LOST.search(text):

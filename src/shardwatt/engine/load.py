@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 
 import torch
@@ -30,7 +31,7 @@ def load_engine(name: str, model: ModelOnRank) -> Engine:
 
     Raises:
         CellFailure: CONFIGURATION, there is no such engine, the model does not split so, or the device does
-            not calculate in this precision; BAD_CHECKPOINT, BAD_TOKENIZER, HOST_OOM.
+            not calculate in this precision, or is told not to; BAD_CHECKPOINT, BAD_TOKENIZER, HOST_OOM.
         DoesNotFit: the weights alone are too large for the device.
     """
     module = LOADERS.get(name)
@@ -51,6 +52,16 @@ def load_engine(name: str, model: ModelOnRank) -> Engine:
 
 
 def _check_precision(model: ModelOnRank) -> None:
+    # An environment may let fp32 be TF32 (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, set in NVIDIA's containers).
+    torch.set_float32_matmul_precision("highest")
+    # This one is read by NVIDIA's libraries themselves, whatever torch asks of them.
+    override = os.environ.get("NVIDIA_TF32_OVERRIDE", "0")
+    if model.precision == "fp32" and model.device.startswith("cuda") and override != "0":
+        raise CellFailure(
+            Reason.CONFIGURATION,
+            f"precision fp32: NVIDIA_TF32_OVERRIDE={override} would make TF32 of it; unset it in the GPU "
+            "type's environment",
+        )
     if model.precision != "bf16" or not model.device.startswith("cuda"):
         return
     capability = torch.cuda.get_device_capability(model.device)

@@ -47,6 +47,7 @@ class ModelOnRank:
         eos_ids: ids that end a response.
         cuda_graphs: `one-shard` captures decode steps in CUDA graphs where one rank is alone, `always` also
             where there are several, `never` nowhere.
+        collective_timeout_s: longest time in s that one rank waits for the others; as given to `join`.
     """
 
     architecture: Architecture
@@ -58,6 +59,7 @@ class ModelOnRank:
     vocab_size: int
     eos_ids: frozenset[int]
     cuda_graphs: CudaGraphs = "one-shard"
+    collective_timeout_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ class Engine(Protocol):
 
         Raises:
             DoesNotFit: the device ran out of memory.
+            CellFailure: NOT_FINITE, HOST_OOM, RANK_DIED or COLLECTIVE_TIMEOUT.
         """
 
     def notes(self) -> dict[str, str]:

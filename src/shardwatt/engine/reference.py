@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shardwatt.engine.device import OnDevice
 from shardwatt.engine.failures import torch_failures
+from shardwatt.engine.finite import Finite
 from shardwatt.engine.model import Transformer, load_transformer
 from shardwatt.engine.protocol import (
     BatchRequest,
@@ -37,6 +38,7 @@ class Reference(OnDevice):
         super().__init__(device)
         self.model = model.eval()
         self.eos_ids = eos_ids
+        self.finite = Finite(device, model.norm.weight.dtype)
 
     @torch_failures()
     @torch.inference_mode()
@@ -56,7 +58,7 @@ class Reference(OnDevice):
 
         Raises:
             DoesNotFit: the device ran out of memory.
-            CellFailure: HOST_OOM, RANK_DIED or COLLECTIVE_TIMEOUT.
+            CellFailure: NOT_FINITE, HOST_OOM, RANK_DIED or COLLECTIVE_TIMEOUT.
         """
         rows, sizes = len(request.prompts), [len(prompt) for prompt in request.prompts]
         shortest, longest = min(sizes), max(sizes)
@@ -73,6 +75,7 @@ class Reference(OnDevice):
             ("decode", longest + 1, total - 1),
         ]
         phases: list[Phase] = []
+        self.finite.begin()
         known = steps = 0
         stopped = False
         for name, first, last in stretches:
@@ -81,6 +84,7 @@ class Reference(OnDevice):
             start_s, fed_from, steps_before = self.now_s(), known, steps
             for position in range(first, last + 1):
                 logits = self.next_logits(tokens[:, known:position], known)  # [R, vocab_size]
+                self.finite.add(logits)
                 places = torch.full_like(keys, position)  # [R]
                 drawn = sorted_next_tokens(logits, sampling, keys, places)  # [R]
                 tokens[:, position] = torch.where(given[:, position], tokens[:, position], drawn)
@@ -94,6 +98,7 @@ class Reference(OnDevice):
             # The token at position p attends to p + 1 positions: there is no padding.
             attended = rows * (known * (known + 1) - fed_from * (fed_from + 1)) // 2
             phases.append(Phase(name, start_s, self.now_s(), steps - steps_before, fed, attended))
+        self.finite.check()
         return self._cut(request, tokens[:, : known + 1].tolist(), rows * steps, phases)
 
     def next_logits(self, tokens: Tensor, known: int) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shardwatt.cell import Cell
-from shardwatt.engines import loop_of
+from shardwatt.gpulimits import unset_cap
 from shardwatt.modelwork import PhaseName
+from shardwatt.plan.calibrated import calibration_of
 from shardwatt.plan.device import Factors, PlanDevice
 from shardwatt.plan.power import OperatingPoint, waits_under_cap
 from shardwatt.site import Site
@@ -15,19 +16,29 @@ from shardwatt.site import Site
 _CALIBRATED = {"duration_s": "time", "energy_j": "watts and joules"}
 
 
-def not_calibrated(factors: Factors) -> list[str]:
-    """Which quantities no calibration stands behind: a site's may be of time alone."""
-    missing = [word for quantity, word in _CALIBRATED.items() if quantity not in factors.spread]
-    if len(missing) == len(_CALIBRATED):
+def of_calibration(site: Site, cell: Cell, factors: Factors) -> list[str]:
+    """What no calibration stands behind, and in what a cell lies outside of what one was fitted to."""
+    found = calibration_of(site, cell.gpu, cell.engine)
+    if found is None:
         return [f"not calibrated: {factors.source}"]
-    return [f"{word} not calibrated: factor `power` is assumed" for word in missing]
+    notes = []
+    for quantity, word in _CALIBRATED.items():
+        if quantity in found.spread:
+            continue
+        is_assumed = quantity == "energy_j" and "power" not in found.fitted
+        why = "not calibrated: factor `power` is assumed" if is_assumed else "calibrated without an interval"
+        notes.append(f"{word} {why}")
+    if found.measured and (outside := found.measured.outside(cell)):
+        notes.append(f"outside of what the calibration measured: {', '.join(outside)}")
+    return notes
 
 
-def extrapolated(site: Site, cell: Cell) -> list[str]:
-    """In what a cell lies outside of what its calibration was fitted to."""
-    found = site.calibration.get(f"{cell.gpu}/{loop_of(cell.engine)}")
-    outside = [] if found is None or found.measured is None else found.measured.outside(cell)
-    return [f"outside of what the calibration measured: {', '.join(outside)}"] if outside else []
+def not_limited(site: Site, cell: Cell) -> list[str]:
+    """That nobody at a site sets a cell's cap: such a cell can be planned there, and not be run."""
+    if unset_cap(site, cell.gpu, cell.cap) is None:
+        return []
+    found = f"site '{site.name}' sets no power limits"
+    return [f"{found}: cells with a cap are planned, and refused when they are to run"]
 
 
 def of_power(points: Mapping[PhaseName, OperatingPoint], cell: Cell, device: PlanDevice) -> list[str]:

@@ -227,7 +227,7 @@ PLAN_COLUMNS: tuple[PlanColumn, ...] = (
         "longest_job_s",
         "number",
         "s",
-        "The same if no response ends by itself; time limits follow from it",
+        "The same if no response ends by itself and devices cool slowly; time limits follow from it",
         _run("longest_job_s"),
     ),
     PlanColumn("power_w", "number", "W", "Of all devices, mean over the window", _run("power_w")),

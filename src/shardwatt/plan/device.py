@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shardwatt.datasheets import DATA_SHEETS, DataSheet
-from shardwatt.engines import loop_of
 from shardwatt.jobshape import job_shape
 from shardwatt.site import GpuType, Site
 
@@ -156,25 +155,6 @@ DEFAULT_FACTORS: Mapping[str, Factors] = {
 }
 
 
-def factors_of(site: Site, gpu: str, engine: str) -> Factors:
-    """The site's calibration of an engine on a GPU type; the kind's assumptions where there is none.
-
-    A simulated engine has the factors of the engine that it stands for.
-    """
-    found = site.calibration.get(f"{gpu}/{loop_of(engine)}")
-    if found is None:
-        return DEFAULT_FACTORS[site.gpus[gpu].kind]
-    return Factors(
-        compute=found.compute,
-        bandwidth=found.bandwidth,
-        network=found.network,
-        launch=found.launch,
-        power=found.power,
-        source=f"calibrated on {found.fitted_on}: {found.source}",
-        spread=dict(found.spread.items()),
-    )
-
-
 def device_of(site: Site, gpu: str, precision: str, shards: int) -> PlanDevice | None:
     """One device of a GPU type as the plan sees it; what nobody says is assumed and named.
 
@@ -202,7 +182,7 @@ def device_of(site: Site, gpu: str, precision: str, shards: int) -> PlanDevice |
         flop_per_s=flop_per_s,
         memory_bandwidth_b_s=bandwidth_b_s,
         tdp_w=tdp_w,
-        idle_w=_idle_w(gpu, gpu_type, sheet, tdp_w, assumptions),
+        idle_w=idle_w(gpu, gpu_type, sheet, tdp_w, assumptions),
         launch_s=CUDA_LAUNCH_S,
         inside=_inside(site, gpu, sheet, assumptions),
         between=_between(site, gpu, shards, assumptions),
@@ -226,7 +206,7 @@ def _gpu_figures(
     return None if tflops is None else (peak.memory_bandwidth_gb_s * 1e9, tflops * 1e12, peak.source)
 
 
-def _idle_w(
+def idle_w(
     gpu: str, gpu_type: GpuType, sheet: DataSheet | None, tdp_w: float | None, assumptions: list[str]
 ) -> float | None:
     """Power of a GPU at rest: the site's word, the catalogue's, or a share of its thermal design power."""
@@ -247,7 +227,14 @@ def _processor(site: Site, gpu: str, precision: str, shards: int, assumptions: l
     gpu_type = site.gpus[gpu]
     ranks = job_shape(site, gpu, shards).ranks_per_node
     share, cores = _share_of_cores(site, gpu, ranks)
-    peak = gpu_type.peak
+    peak, tdp_w = gpu_type.peak, gpu_type.tdp_w
+    if share is None:
+        if peak or tdp_w:
+            assumptions.append(
+                f"{gpu}: a rank has {cores:g} of a machine's cores, and how many these are is not known, so "
+                f"`peak` and `tdp_w` are left out; give gpus.{gpu}.cores_per_node"
+            )
+        share, peak, tdp_w = 1.0, None, None
     bandwidth_b_s, flop_per_s = cores * CORE_BANDWIDTH_B_S, cores * CORE_FLOP_PER_S
     assumed = []
     if peak is not None and peak.memory_bandwidth_gb_s is not None:
@@ -263,13 +250,18 @@ def _processor(site: Site, gpu: str, precision: str, shards: int, assumptions: l
         assumptions.append(
             f"{gpu}: a core is taken to do {' and '.join(assumed)}; give gpus.{gpu}.peak, or calibrate"
         )
+    if ranks > 1 and site.link(gpu, "inside") is None:
+        assumptions.append(
+            f"{gpu}: {_GLOO_B_S / 1e9:g} GB/s between ranks of a machine and {_GLOO_LATENCY_S * 1e6:g} us a "
+            "message are assumed; give links.inside, or calibrate"
+        )
     return PlanDevice(
         name=gpu,
         kind=gpu_type.kind,
         memory_gib=gpu_type.memory_gib,
         flop_per_s=flop_per_s,
         memory_bandwidth_b_s=bandwidth_b_s,
-        tdp_w=None if gpu_type.tdp_w is None else share * gpu_type.tdp_w,
+        tdp_w=None if tdp_w is None else share * tdp_w,
         idle_w=None if peak is None or peak.idle_w is None else share * peak.idle_w,
         launch_s=CPU_LAUNCH_S,
         inside=_inside(site, gpu, None, assumptions),
@@ -279,17 +271,21 @@ def _processor(site: Site, gpu: str, precision: str, shards: int, assumptions: l
     )
 
 
-def _share_of_cores(site: Site, gpu: str, ranks: int) -> tuple[float, float]:
+def _share_of_cores(site: Site, gpu: str, ranks: int) -> tuple[float | None, float]:
     """What a rank has of a machine: a share, and a number of cores.
 
-    The cores of a machine are known where ranks start on this one; elsewhere those that a rank is bound to.
+    Elsewhere than on this machine it has those that it is bound to, and the share is None where the site does
+    not say how many cores there are.
     """
+    there, own = site.gpus[gpu].cores_per_node, site.threads_per_rank
     if site.launcher == "local":
-        there = os.cpu_count() or 1
-        cores = min(site.threads_per_rank or there, there / ranks)
-        return cores / there, cores
-    cores = site.threads_per_rank or site.words(gpu).cpus_per_rank or 1
-    return 1 / ranks, cores
+        there = there or os.cpu_count() or 1
+        own = own or there
+    own = own or site.words(gpu).cpus_per_rank or 1
+    if there is None:
+        return None, own
+    cores = min(own, there / ranks)
+    return cores / there, cores
 
 
 def _inside(site: Site, gpu: str, sheet: DataSheet | None, assumptions: list[str]) -> Link:

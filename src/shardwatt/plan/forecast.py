@@ -11,13 +11,14 @@ from shardwatt.architectures import Architecture
 from shardwatt.cell import Cell
 from shardwatt.datasets import load_catalogue
 from shardwatt.errors import ShardwattError
-from shardwatt.jobshape import JobShape, gpus_held, job_shape
+from shardwatt.jobshape import JobShape, devices_held, gpus_held, job_shape
 from shardwatt.models import find_architecture, unknown_shape
 from shardwatt.modelwork import PhaseName
-from shardwatt.plan.caveats import extrapolated, not_calibrated, of_power
-from shardwatt.plan.device import Factors, PlanDevice, device_of, factors_of
-from shardwatt.plan.jobtime import host_memory_gib, job_time
-from shardwatt.plan.memory import MemoryNeed, memory_need
+from shardwatt.plan.calibrated import factors_of
+from shardwatt.plan.caveats import not_limited, of_calibration, of_power
+from shardwatt.plan.device import Factors, PlanDevice, device_of
+from shardwatt.plan.jobtime import cool_down_s, host_memory_gib, job_time
+from shardwatt.plan.memory import MemoryNeed, cell_memory
 from shardwatt.plan.power import OperatingPoint, operating_point
 from shardwatt.plan.price import carbon_kg, cost, job_energy_j
 from shardwatt.plan.timing import PhaseSeconds, phase_seconds
@@ -73,7 +74,8 @@ class CellForecast:
         phases: prefill, walk, decode, those that the engine has; empty where time is not predicted.
         duration_s: the inference window.
         job_duration_s: the whole job: start, loading, idle baselines, warm-up and window.
-        longest_job_s: the same if no response ends by itself: what a time limit has to hold.
+        longest_job_s: the same if no response ends by itself and devices cool slowly: what a time limit has
+            to hold.
         power_w: of all devices, mean over the window.
         energy_j: of all devices, over the window.
         job_energy_j: of all devices that the job holds, over the whole job.
@@ -134,6 +136,7 @@ class Forecaster:
         self._architecture = lru_cache(None)(self._find_architecture)
         self._shape = lru_cache(None)(self._find_shape)
         self._held = lru_cache(None)(partial(gpus_held, site))
+        self._devices_held = lru_cache(None)(partial(devices_held, site))
         self._device = lru_cache(None)(self._find_device)
         self._need = lru_cache(None)(self._find_need)
         self._alike = lru_cache(None)(self._forecast)
@@ -166,6 +169,7 @@ class Forecaster:
             return replace(forecast, notes=(architecture,))
         tokens = self._catalogue.dataset(cell.dataset).tokens
         notes = [] if tokens else [f"data set '{cell.dataset}' has no `tokens`: {ASSUMED_LENGTHS.source}"]
+        notes += not_limited(self._site, cell)
         load, longest = (
             workload(
                 cell,
@@ -192,13 +196,12 @@ class Forecaster:
         factors = factors_of(self._site, cell.gpu, cell.engine)
         points = self._points(cell, architecture, load, device, factors)
         notes += [*device.assumptions, *of_power(points, cell, device)]
-        notes += [*not_calibrated(factors), *extrapolated(self._site, cell)]
+        notes += of_calibration(self._site, cell, factors)
         forecast = replace(forecast, phases={name: _phase(point, cell) for name, point in points.items()})
         forecast = self._timed(forecast, architecture, load, factors)
-        longest_job_s = forecast.job_duration_s
-        if longest != load:
-            most = self._points(cell, architecture, longest, device, factors)
-            longest_job_s = self._job_s(cell, architecture, longest, _seconds(most))
+        most = points if longest == load else self._points(cell, architecture, longest, device, factors)
+        longest_job_s = self._job_s(cell, architecture, longest, _seconds(most))
+        longest_job_s += cool_down_s(self._site.gpus[cell.gpu], self._study)
         forecast = replace(forecast, longest_job_s=longest_job_s)
         return replace(self._powered(forecast, device, factors), notes=tuple(notes))
 
@@ -305,13 +308,15 @@ class Forecaster:
         energy_j = sum(known) if len(known) == len(joules) else None
         power_w = energy_j / forecast.duration_s if energy_j is not None and forecast.duration_s else None
         of_job_j = _of_job_j(forecast, device, energy_j, power_w)
+        job_h = None if forecast.job_duration_s is None else forecast.job_duration_s / _S_PER_HOUR
+        device_hours = None if job_h is None else self._devices_held(cell.gpu, cell.shards) * job_h
         return replace(
             forecast,
             power_w=power_w,
             energy_j=energy_j,
             job_energy_j=of_job_j,
             energy_range_j=_range(energy_j, factors, "energy_j"),
-            cost=cost(site, cell.gpu, gpu_hours=forecast.gpu_hours, energy_j=of_job_j),
+            cost=cost(site, cell.gpu, device_hours=device_hours, energy_j=of_job_j),
             carbon_kg=carbon_kg(site, of_job_j),
         )
 
@@ -331,16 +336,8 @@ class Forecaster:
         architecture = self._architecture(cell.model)
         if isinstance(architecture, str):
             return None
-        return memory_need(
-            architecture,
-            precision=cell.precision,
-            shards=cell.shards,
-            batch=cell.batch,
-            length=cell.length,
-            engine=cell.engine,
-            cache_tokens=self._study.cache_tokens,
-            longest_prompt=self._catalogue.dataset(cell.dataset).longest_prompt,
-        )
+        longest_prompt = self._catalogue.dataset(cell.dataset).longest_prompt
+        return cell_memory(cell, architecture, self._study, longest_prompt)
 
     def _find_shape(self, gpu: str, shards: int) -> JobShape:
         return job_shape(self._site, gpu, shards)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shardwatt.architectures import Architecture
+from shardwatt.devices import has_gpus
 from shardwatt.jobshape import JobShape
 from shardwatt.plan.memory import BYTES, MemoryNeed
 from shardwatt.site import GpuType
@@ -56,7 +57,7 @@ def job_time(
 
     Start and end, loading of the slices of a node's ranks one beside the other, idle baselines before the
     ranks start and with the model loaded, and the warm-up: a batch's prefill and a few steps after it.
-    Waiting for devices to cool is left out: nobody knows how warm they are.
+    Waiting for devices to cool is left out: nobody knows how warm they are; see `cool_down_s`.
 
     Args:
         architecture: the model's shape.
@@ -84,6 +85,12 @@ def baselines_s(gpu_type: GpuType, constants: Constants) -> float:
     if not is_metered or not constants.idle_read_s:
         return 0.0
     return 2 * (constants.idle_settle_s + constants.idle_read_s)
+
+
+def cool_down_s(gpu_type: GpuType, constants: Constants) -> float:
+    """Longest time that a job waits for its devices to cool; how warm processors are no meter tells."""
+    has_gate = constants.cool_down_c is not None and has_gpus(gpu_type)
+    return constants.cool_down_max_s if has_gate else 0.0
 
 
 def host_memory_gib(

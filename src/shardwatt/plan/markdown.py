@@ -46,8 +46,10 @@ def _cells(shown: View, section: Section) -> str:
     rows = []
     for line in section.lines:
         texts = [text.strip() for text in line.texts]
-        if not line.runs:
+        if not line.runs and "" in texts:
             texts[texts.index("")] = DOES_NOT_FIT
+        elif not line.runs:  # no cell takes anything: there is no column but of memory
+            texts[-1] += f", {DOES_NOT_FIT}"
         rows.append([*line.axes, *texts])
     return _table([*section.axes, *map(_head, shown.heads)], len(section.axes), rows)
 

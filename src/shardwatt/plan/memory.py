@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shardwatt.architectures import Architecture
+from shardwatt.cell import Cell
 from shardwatt.engines import ENGINES, EngineFacts
+from shardwatt.study import Constants
 from shardwatt.units import GIB
 
 #: Bytes of one number in each precision.
@@ -89,13 +90,14 @@ def memory_need(
     activations: what the engine's loop has beside weights and cache at its fullest:
 
     - `published`: logits, probabilities, sorted probabilities (4 bytes each) and indices (8) of every row;
-      and of one layer's attention what is more: at the last step its copies of the cache, or in the prefill
-      scores in the precision and in 32 bits, with the copies of as many positions. Where each query head has
-      a key head of its own, matrix products copy the keys into another order, and then the values: half of a
-      layer's cache at once. Where r query heads share one, keys and values are first repeated r times, and
-      both are there while either is copied: 1.5 r times a layer's cache. The prefill is of the shortest
-      prompt of a batch, taken to have at most 256 tokens. An engine that makes logits of all positions has
-      those of the prompts in the precision and in 32 bits beside.
+      and of one layer's attention what is most. At the last step its copies of the cache: where each query
+      head has a key head of its own, matrix products copy the keys into another order, and then the values,
+      half of a layer's cache at once; where r query heads share one, keys and values are first repeated r
+      times, and both are there while either is copied, 1.5 r times a layer's cache. In the prefill scores and
+      shares in the precision, with the copies of as many positions; or, while the softmax runs, scores, their
+      copy in 32 bits (none in fp32) and its result in 32 bits, beside what is repeated. The prefill is of the
+      shortest prompt of a batch, taken to have at most 256 tokens. An engine that makes logits of all
+      positions has those of the prompts in the precision and in 32 bits beside.
     - `fast`: no scores, since attention is fused. Either the activations of the prompt tokens that are taken
       in at once, or sampling, whichever is more: logits, probabilities and those of the nucleus (4 bytes
       each), and random integers twice (8 each) of every row.
@@ -142,6 +144,29 @@ def memory_need(
     )
 
 
+def cell_memory(
+    cell: Cell, architecture: Architecture, constants: Constants, longest_prompt: int | None
+) -> MemoryNeed:
+    """Memory of one device in a cell, whose batch has no more rows than the study has prompts.
+
+    Args:
+        cell: the cell.
+        architecture: its model's shape.
+        constants: the study's.
+        longest_prompt: tokens of its data set's longest prompt; None where that is not known.
+    """
+    return memory_need(
+        architecture,
+        precision=cell.precision,
+        shards=cell.shards,
+        batch=min(cell.batch, constants.prompts),
+        length=cell.length,
+        engine=cell.engine,
+        cache_tokens=constants.cache_tokens,
+        longest_prompt=longest_prompt,
+    )
+
+
 def _activation_bytes(
     architecture: Architecture,
     facts: EngineFacts,
@@ -158,10 +183,14 @@ def _activation_bytes(
     shared = architecture.n_heads / shards / architecture.kv_heads_per_shard(shards)
     match facts.loop:
         case "published":
-            copies = layer_cache * (1.5 * shared if shared > 1 else 0.5)
+            repeated = shared if shared > 1 else 0
+            copies = layer_cache * (1.5 * repeated or 0.5)
             filled = min(prompt, ASSUMED_PROMPT_TOKENS)
-            scores = batch * (architecture.n_heads / shards) * filled * filled * (number + 4)
-            attention = max(copies, scores + copies * filled / positions)
+            share = filled / positions
+            scores = batch * (architecture.n_heads / shards) * filled * filled
+            product = 2 * number * scores + share * copies
+            softmax = (8 if number == 4 else number + 8) * scores + share * repeated * layer_cache
+            attention = max(copies, product, softmax)
             of_all_positions = logits * filled * (number + 4) if facts.logits == "all" else 0
             return logits * (4 + 4 + 4 + 8) + attention + of_all_positions
         case "fast":
@@ -179,76 +208,3 @@ def _token_bytes(architecture: Architecture, shards: int, number: int) -> float:
     heads = 2 * architecture.n_heads / shards + 2 * architecture.kv_heads_per_shard(shards)
     widest = max(heads * architecture.head_dim, 3 * architecture.hidden_dim / shards)
     return architecture.dim * (2 * number + 4) + widest * number
-
-
-def fewest_shards(
-    architecture: Architecture,
-    *,
-    memory_gib: float,
-    precision: str,
-    batch: int,
-    length: int,
-    engine: str,
-    cache_tokens: int | None = None,
-    longest_prompt: int | None = None,
-    counts: Iterable[int] | None = None,
-) -> int | None:
-    """The smallest shard count whose need is at most a device's memory; None if none is.
-
-    Args:
-        engine: a name of `shardwatt.engines.ENGINES`, which decides over the activations.
-        longest_prompt: as of `memory_need`.
-        counts: the counts to choose from, ascending; None for all that the model's shape allows.
-    """
-    for shards in architecture.allowed_shards() if counts is None else counts:
-        need = memory_need(
-            architecture,
-            precision=precision,
-            shards=shards,
-            batch=batch,
-            length=length,
-            cache_tokens=cache_tokens,
-            longest_prompt=longest_prompt,
-            engine=engine,
-        )
-        if need.total_gib <= memory_gib:
-            return shards
-    return None
-
-
-def largest_batch(
-    architecture: Architecture,
-    *,
-    memory_gib: float,
-    precision: str,
-    shards: int,
-    length: int,
-    engine: str,
-    cache_tokens: int | None = None,
-    longest_prompt: int | None = None,
-    most: int,
-) -> int | None:
-    """The largest power of two of rows whose need is at most a device's memory; None if not even one fits.
-
-    Args:
-        engine: a name of `shardwatt.engines.ENGINES`, which decides over the activations.
-        longest_prompt: as of `memory_need`.
-        most: rows that it must not exceed, at least 1.
-    """
-    largest = None
-    batch = 1
-    while batch <= most:
-        need = memory_need(
-            architecture,
-            precision=precision,
-            shards=shards,
-            batch=batch,
-            length=length,
-            cache_tokens=cache_tokens,
-            longest_prompt=longest_prompt,
-            engine=engine,
-        )
-        if need.total_gib > memory_gib:
-            break  # more rows never need less
-        largest, batch = batch, 2 * batch
-    return largest

@@ -35,16 +35,17 @@ def job_energy_j(energy_j: float, rest_w: float, *, held_s: float, used_s: float
     return energy_j + rest_w * (held_s - used_s)
 
 
-def cost(site: Site, gpu: str, *, gpu_hours: float | None, energy_j: float | None) -> float | None:
+def cost(site: Site, gpu: str, *, device_hours: float | None, energy_j: float | None) -> float | None:
     """What a cell costs, in the currency of the site's `prices`.
 
-    Where a GPU hour has a price: GPU hours x that price, electricity being part of it. Otherwise
-    kWh x PUE x price of a kWh.
+    Where an hour of the type's devices has a price: device hours x that price, electricity being part of it.
+    Otherwise kWh x PUE x price of a kWh.
 
     Args:
         site: its prices.
         gpu: name of the cell's GPU type.
-        gpu_hours: of the GPUs that the job holds, used or not; None where it is not known.
+        device_hours: of the devices that the job holds, used or not: GPUs, or shares of machines whose
+            processors compute; None where it is not known.
         energy_j: of the whole job; None likewise.
 
     Returns:
@@ -53,7 +54,7 @@ def cost(site: Site, gpu: str, *, gpu_hours: float | None, energy_j: float | Non
     """
     price = site.price_gpu_hour(gpu)
     if price is not None:
-        return None if gpu_hours is None else gpu_hours * price
+        return None if device_hours is None else device_hours * price
     if site.prices is None or site.prices.kwh is None or site.pue is None or energy_j is None:
         return None
     return supplied_kwh(energy_j, site.pue) * site.prices.kwh

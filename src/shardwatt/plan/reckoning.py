@@ -13,7 +13,8 @@ from shardwatt.cell import Cell
 from shardwatt.datasets import TokenLengths
 from shardwatt.datasheets import DATA_SHEETS
 from shardwatt.modelwork import PhaseName
-from shardwatt.plan.device import Factors, PlanDevice, device_of, factors_of
+from shardwatt.plan.calibrated import factors_of
+from shardwatt.plan.device import Factors, PlanDevice, device_of
 from shardwatt.plan.power import ON_CHIP_J_PER_BYTE, PowerParts, operating_point, power_parts
 from shardwatt.plan.published import A100, CHAT_OUTPUT_TOKENS, H100, V100
 from shardwatt.plan.timing import PhaseSeconds, phase_seconds
@@ -40,11 +41,8 @@ CHAT = TokenLengths(
     source="prompts: an assumption; output: Green Token Index, Llama 3.1 8B on one H100, taken for 70B too",
 )
 
-#: Table I: 25 Gb/s Ethernet, which the two GPUs of a node share. The latency is an assumption: TCP through
-#: the kernel takes some 20 to 50 us a message.
-_ETHERNET = Links(
-    between=LinkFigures(gb_s=25 / 8 / 2, latency_us=30.0, source="arXiv 2310.03003, table I; latency assumed")
-)
+#: Latency of a message over Ethernet in us, an assumption: TCP through the kernel takes some 20 to 50.
+LATENCY_US = 30.0
 
 #: NVLink of the A100 modules: what four cards would have that hardly wait for each other.
 _NVLINK = Links(
@@ -52,29 +50,42 @@ _NVLINK = Links(
 )
 
 
-def _gpus(sheet: str, per_node: int, links: Links = _ETHERNET) -> GpuType:
-    return GpuType(
-        kind="cuda",
-        per_node=per_node,
-        memory_gib=DATA_SHEETS[sheet].memory_gib,
-        data_sheet=sheet,
-        links=links,
+def site_of(latency_us: float = LATENCY_US) -> Site:
+    """The machines, under the names of their data sheets: nodes of two GPUs, and four in a node.
+
+    Args:
+        latency_us: of a message over the 25 Gb/s Ethernet of Table I, which the two GPUs of a node share.
+    """
+    ethernet = Links(
+        between=LinkFigures(
+            gb_s=25 / 8 / 2, latency_us=latency_us, source="arXiv 2310.03003, table I; latency assumed"
+        )
+    )
+
+    def gpus(sheet: str, per_node: int, links: Links = ethernet) -> GpuType:
+        return GpuType(
+            kind="cuda",
+            per_node=per_node,
+            memory_gib=DATA_SHEETS[sheet].memory_gib,
+            data_sheet=sheet,
+            links=links,
+        )
+
+    return Site(
+        name="published",
+        launcher="local",
+        models=Path("models"),
+        data=Path("data"),
+        gpus={
+            V100: gpus(V100, 2),
+            A100: gpus(A100, 2),
+            TOGETHER: gpus(A100, 4, _NVLINK),
+            H100: gpus(H100, 4),
+        },
     )
 
 
-#: The machines, under the names of their data sheets: nodes of two GPUs, and four in a node.
-SITE = Site(
-    name="published",
-    launcher="local",
-    models=Path("models"),
-    data=Path("data"),
-    gpus={
-        V100: _gpus(V100, 2),
-        A100: _gpus(A100, 2),
-        TOGETHER: _gpus(A100, 4, _NVLINK),
-        H100: _gpus(H100, 4),
-    },
-)
+SITE = site_of()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +183,7 @@ def predict(
     lengths: Mapping[str, TokenLengths],
     factors: Factors | None = None,
     *,
+    site: Site = SITE,
     on_chip_j_per_byte: float = ON_CHIP_J_PER_BYTE,
 ) -> Prediction:
     """Run the plan's models over all phases of a run.
@@ -180,16 +192,17 @@ def predict(
         run: on a GPU type whose TDP and idle power are known.
         lengths: of the data sets' prompts and responses, by name.
         factors: what kernels reach of the data sheet; None: what is assumed without a calibration.
+        site: the machines, as `site_of` makes them.
         on_chip_j_per_byte: as `shardwatt.plan.power.ON_CHIP_J_PER_BYTE`.
 
     Raises:
         KeyError: a data set's lengths are missing.
         ValueError: its power cannot be predicted.
     """
-    device = device_of(SITE, run.gpu, run.precision, run.shards)
+    device = device_of(site, run.gpu, run.precision, run.shards)
     if device is None:
         raise ValueError(f"{run.gpu} in {run.precision}: its data sheet gives no rates")
-    reached = factors or factors_of(SITE, run.gpu, run.engine)
+    reached = factors or factors_of(site, run.gpu, run.engine)
     reached = replace(reached, power=run.power * reached.power)
     phases: list[_Phase] = []
     output_tokens = 0

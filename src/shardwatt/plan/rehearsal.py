@@ -58,8 +58,16 @@ def played(forecast: CellForecast) -> str:
 
     Six digits of each number: those behind them depend on the machine's mathematics.
     """
-    parts = [f"{forecast.fits} {forecast.nodes} {forecast.output_tokens} {forecast.batches}"]
+    needed_gib = None if forecast.need is None else forecast.need.total_gib
+    parts = [
+        f"{forecast.fits} {forecast.nodes} {forecast.output_tokens} {forecast.batches}",
+        f"{_rounded(needed_gib)} {_rounded(forecast.memory_gib)}",
+    ]
     for name, phase in sorted(forecast.phases.items()):
-        power = "unknown" if phase.power_w is None else f"{phase.power_w:.6g}"
-        parts.append(f"{name} {phase.duration_s:.6g} {power}")
+        numbers = (phase.duration_s, phase.power_w, phase.busy, phase.busy_memory)
+        parts.append(" ".join([name, *map(_rounded, numbers)]))
     return f"simulated-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}"
+
+
+def _rounded(number: float | None) -> str:
+    return "unknown" if number is None else f"{number:.6g}"

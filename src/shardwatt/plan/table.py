@@ -29,7 +29,6 @@ class Plan:
         cells: how many the study has.
         total: of all rows, each once.
         blocks: of the rows of each block; a cell in several counts in each.
-        dropped: which combinations of the matrix are no cells, because nothing of them fits.
     """
 
     study: str
@@ -40,7 +39,6 @@ class Plan:
     cells: int
     total: Totals
     blocks: Sequence[Totals]
-    dropped: Sequence[str] = ()
 
 
 def make_plan(
@@ -50,7 +48,6 @@ def make_plan(
     blocks: Sequence[Sequence[Cell]],
     forecast: Callable[[Cell], CellForecast],
     is_meant: Callable[[Cell], bool] = lambda _: True,
-    dropped: Sequence[str] = (),
 ) -> Plan:
     """Forecast the cells of a study.
 
@@ -61,7 +58,6 @@ def make_plan(
         blocks: the cells of each block of its matrix.
         forecast: what a cell will take.
         is_meant: which cells to take in; the totals are of these alone.
-        dropped: which combinations of the matrix are no cells, in words.
     """
     numbers: dict[Cell, list[int]] = {}
     for number, cells in enumerate(blocks, start=1):
@@ -86,7 +82,6 @@ def make_plan(
             totals(block.name or f"block {number}", [row for row in rows if number in row.blocks])
             for number, block in enumerate(study.matrix, start=1)
         ],
-        dropped=dropped,
     )
 
 
@@ -105,7 +100,6 @@ def as_json(plan: Plan) -> str:
         "site": plan.site,
         "currency": plan.currency,
         "cells_of_study": plan.cells,
-        "dropped": list(plan.dropped),
         "total": asdict(plan.total),
         "blocks": [asdict(block) for block in plan.blocks],
         "cells": [values(row) | {"phases": dict(_phases(row))} for row in plan.rows],

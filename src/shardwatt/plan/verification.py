@@ -10,7 +10,6 @@ from typing import Literal
 
 from shardwatt.architectures import CATALOGUE
 from shardwatt.datasets import TokenLengths, load_catalogue
-from shardwatt.plan.memory import fewest_shards
 from shardwatt.plan.positions import is_of_memory, need
 from shardwatt.plan.published import A100, BATCHES, USUAL_CAP_W, V100, Published, published
 from shardwatt.plan.reckoning import CACHE_TOKENS, CHAT, SITE, TOGETHER, Prediction, Run, predict
@@ -143,16 +142,10 @@ def _table_2() -> Iterator[CheckRow]:
     for one in published("Table II"):
         memory_gib = SITE.gpus[one.gpu].memory_gib
         if one.quantity == "fewest_gpus":
-            found = fewest_shards(
-                CATALOGUE[one.model],
-                memory_gib=memory_gib,
-                precision="fp16",
-                batch=one.batch or 64,
-                length=one.length,
-                engine="reference",
-                cache_tokens=CACHE_TOKENS,
-            )
-            shards, batch = found or 0, one.batch or 64
+            batch = one.batch or 64
+            counts = CATALOGUE[one.model].allowed_shards()
+            fit = (n for n in counts if need(one.model, n, batch, CACHE_TOKENS).total_gib <= memory_gib)
+            shards = next(fit, 0)
             predicted = float(shards)
         else:
             shards = one.shards or 1
@@ -312,8 +305,8 @@ def _most_efficient(run: Run, reckoned: Reckon, lengths: Mapping[str, TokenLengt
 def _peers(reckoned: Reckon) -> Iterator[CheckRow]:
     """Measurements of others with vLLM; `fast-refill` fills places of rows that have ended, as it does."""
     for one in published("ML.ENERGY"):
-        # So many prompts that the last rows, which run alone, do not count.
-        prompts = 32 * (one.batch or 1)
+        # So many prompts that the last rows, which run alone, count for nothing: 1 % of the steps or less.
+        prompts = 1000 * (one.batch or 1)
         run = replace(_run(one), engine="fast-refill", precision="bf16", cache_tokens=None, prompts=prompts)
         found = reckoned(run)
         predicted = {

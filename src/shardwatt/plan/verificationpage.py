@@ -23,8 +23,9 @@ from shardwatt.plan.published import (
     Published,
     Quantity,
     implied_power_ratio,
+    published,
 )
-from shardwatt.plan.reckoning import CACHE_TOKENS, SITE, TOGETHER, Run, predict
+from shardwatt.plan.reckoning import CACHE_TOKENS, SITE, TOGETHER, Run, predict, site_of
 from shardwatt.plan.verification import (
     PAPER_DATASETS,
     TABLE_3_READINGS,
@@ -72,7 +73,8 @@ def markdown(root: Path) -> str:
         if section == "Table III":
             parts.append(_anomaly(rows))
     parts += ["### Where the watts go", _watts(predictor(root)), "### Positions that fit", _positions()]
-    parts += ["### What the assumptions weigh", _weights(lengths_of(root))]
+    lengths = lengths_of(root)
+    parts += ["### What the assumptions weigh", _weights(lengths), _weights_of_network(lengths)]
     return "\n\n".join(parts)
 
 
@@ -237,6 +239,32 @@ def _weights(lengths: Mapping[str, TokenLengths]) -> str:
         lines.append([name, f"{free.gpu_w:.0f}", *changes])
     heads = ["4 A100 on NVLink, length 512", "a GPU at 250 W (W)", "175 W: time (%)", "energy (%)"]
     return _table([*heads, "150 W: time (%)", "energy (%)"], lines)
+
+
+def _weights_of_network(lengths: Mapping[str, TokenLengths]) -> str:
+    """Memory activity on Ethernet, and A100 over V100, with other assumptions on links and memory."""
+    usual = DEFAULT_FACTORS["cuda"]
+    variants = [
+        ("as assumed", usual, SITE),
+        *((f"network {share:g}", replace(usual, network=share), SITE) for share in (0.6, 1.0)),
+        *((f"latency {latency_us:g} µs", usual, site_of(latency_us)) for latency_us in (20.0, 50.0)),
+        *((f"bandwidth {share:g}", replace(usual, bandwidth=share), SITE) for share in (0.7, 0.9)),
+    ]
+    tables = ("Table IV", "Table V")
+    printed = [one for name in tables for one in published(name, "memory_activity_percent")]
+    printed = [one for one in printed if one.length == 256]
+    (ratio,) = (one for one in published("findings", "throughput_ratio") if one.model == "llama-65b")
+    lines = [["published", *map(_range, printed), _range(ratio)]]
+    for name, factors, site in variants:
+        runs = [
+            Run("llama-65b", one.gpu, one.shards or 1, 64, 256, PAPER_DATASETS, USUAL_CAP_W)
+            for one in printed
+        ]
+        a100, v100, *more = (predict(run, lengths, factors, site=site) for run in runs)
+        shares = (f"{100 * one.memory_share:.1f}" for one in (a100, v100, *more))
+        lines.append([name, *shares, f"{a100.tokens_per_s / v100.tokens_per_s:.2f}"])
+    heads = [f"{one.shards} {one.gpu.split('-')[0].upper()}: memory busy (%)" for one in printed]
+    return _table(["on Ethernet, length 256", *heads, "output tokens/s, 4 A100 over 8 V100"], lines)
 
 
 def _positions() -> str:

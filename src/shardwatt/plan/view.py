@@ -174,7 +174,7 @@ def view(plan: Plan) -> View:
         sections=sections,
         sums=_sums(plan),
         remarks=sentences.remarks(plan, unknown),
-        notes=[*plan.dropped, *sentences.notes(plan.rows)],
+        notes=sentences.notes(plan.rows),
     )
 
 

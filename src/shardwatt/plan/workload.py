@@ -148,10 +148,6 @@ def _workload(engine: str, batch: int, prompts: int, limits: _Limits, lengths: L
         batches = full + bool(rest)
         sizes = [(full, batch), (1 if rest else 0, rest)]
         phases = _sum(sizes, lambda rows: _LOOPS[engine](rows, limits, lengths))
-        if engine == "hf":
-            # All rows of a batch end where the longest prompt leaves no more room.
-            room = limits.positions - lengths.prompts.longest(min(batch, prompts))
-            output = lengths.responses.cut_mean(max(0.0, min(limits.length, room)))
     drawn = sum(load.work.tokens for name, load in phases.items() if name != "prefill")
     return Workload(
         prompts=prompts,
@@ -234,8 +230,7 @@ def _refilled(prompts: int, rows: int, limits: _Limits, lengths: Lengths) -> _Ph
 def _padded(rows: int, limits: _Limits, lengths: Lengths) -> _Phases:
     """A batch of `hf`: shorter prompts padded on the left, all rows until the last one has ended."""
     longest = round(lengths.prompts.longest(rows))
-    most = max(0, min(limits.length, limits.positions - longest) - 1)
-    steps = round(lengths.responses.cut_longest(rows, most))
+    steps = round(lengths.responses.cut_longest(rows, _most_steps(limits, lengths)))
     fed = rows * longest
     pairs = round(rows * (lengths.prompts.mean_square + lengths.prompts.mean) / 2)
     decode = _decode(steps, rows * steps, rows * (steps * lengths.prompts.mean + _triangle(steps)))

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from shardwatt.errors import CellFailure, Reason, SlurmError
+from shardwatt.sitewords import TIME_KEYS
 from shardwatt.slurm import find_job
 from shardwatt.slurmjob import SlurmJob, reason_of
 
@@ -151,8 +152,8 @@ class Allocation:
         return CellFailure(
             Reason.TIME_LIMIT,
             f"job {self.job_id} reached {self._margin_s:g} s before its time limit (the site's "
-            "stop_before_limit_s); raise the site's runtime_min, or use fewer prompts, a smaller length "
-            "or larger batches",
+            f"stop_before_limit_s); raise the site's {TIME_KEYS}, or use fewer prompts, a smaller length or "
+            "larger batches",
         )
 
 

@@ -12,7 +12,7 @@ from shardwatt import cellfiles
 from shardwatt.efficiency import Efficiency, efficiency, peak_figures
 from shardwatt.engines import ENGINES
 from shardwatt.errors import CellFailure, Reason, RecordError
-from shardwatt.plan.memory import memory_need
+from shardwatt.plan.memory import cell_memory
 from shardwatt.power.trace import Trace
 from shardwatt.readings import Energy, PowerCap, Utilisation
 from shardwatt.recordfiles import read, write
@@ -243,15 +243,7 @@ def _memory(job: Job, peak_gib: float | None) -> Memory:
     """The peak beside what the memory model says for one GPU; it does not describe processors."""
     if job.gpu_type.kind == "cpu":
         return Memory(peak_memory_gib=peak_gib, planned_memory_gib=None, planned_allocated_gib=None)
-    need = memory_need(
-        job.architecture,
-        precision=job.cell.precision,
-        shards=job.cell.shards,
-        batch=job.cell.batch,
-        length=job.cell.length,
-        cache_tokens=max(batch.positions for batch in job.batches),
-        engine=job.cell.engine,
-    )
+    need = cell_memory(job.cell, job.architecture, job.constants, job.longest_prompt)
     return Memory(
         peak_memory_gib=peak_gib,
         planned_memory_gib=need.total_gib,

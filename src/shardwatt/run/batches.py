@@ -138,7 +138,7 @@ def answer(
 
     Raises:
         DoesNotFit: the device ran out of memory.
-        CellFailure: HOST_OOM, RANK_DIED or COLLECTIVE_TIMEOUT.
+        CellFailure: NOT_FINITE, HOST_OOM, RANK_DIED or COLLECTIVE_TIMEOUT.
     """
 
     def on_step(tokens: int) -> None:

@@ -48,6 +48,8 @@ class Job:
         eos_ids: ids that end a response.
         inputs: identity of model, data set and prompts.
         batches: the prompts, tokenised.
+        longest_prompt: tokens of the data set's longest prompt, which the plan goes by; None where that is
+            not known.
         threads_per_rank: CPU threads of each rank.
         commit: the project's git commit and whether files differ from it, when the attempt began.
         measured_only: whether the study refuses energy that is not measured.
@@ -66,6 +68,7 @@ class Job:
     eos_ids: frozenset[int]
     inputs: Inputs
     batches: list[BatchPlan]
+    longest_prompt: int | None
     threads_per_rank: int
     commit: tuple[str | None, bool | None]
     measured_only: bool = False
@@ -187,6 +190,7 @@ def plan_job(root: Path, name: str, study: Study, site: Site, cell: Cell) -> Job
             prompt_ids_sha256=hashlib.sha256("\n".join(ids).encode()).hexdigest(),
         ),
         batches=plan_batches(ids, tokens, cell, architecture.context, study.cache_tokens),
+        longest_prompt=dataset.longest_prompt,
         threads_per_rank=_threads(site, cell.gpu, shape),
         commit=git_state(root),
         measured_only=study.energy == "measured",
@@ -214,6 +218,7 @@ def _simulated(root: Path, name: str, study: Study, site: Site, cell: Cell, shap
         eos_ids=frozenset(),
         inputs=simulation.inputs,
         batches=simulation.batches,
+        longest_prompt=load_catalogue(root).dataset(cell.dataset).longest_prompt,
         threads_per_rank=1,
         commit=git_state(root),
         simulation=simulation,

@@ -174,8 +174,11 @@ class Session:
         wanted = (cell.engine, cell.model, cell.precision, spec.checkpoint)
         if self._engine is not None and self._loaded == wanted:
             return self._engine
-        # The old weights go first: both may not fit.
-        self._engine = None
+        if self._engine is not None:
+            # The old weights go first: both may not fit. The last cell has frozen the cycles that hold them.
+            self._engine = None
+            gc.unfreeze()
+            gc.collect()
         checkpoint = spec.checkpoint
         assert checkpoint is not None, "only simulated ranks load none"
         if spec.staging is not None:
@@ -194,6 +197,7 @@ class Session:
                 vocab_size=spec.vocab_size,
                 eos_ids=spec.eos_ids,
                 cuda_graphs=spec.constants.cuda_graphs,
+                collective_timeout_s=spec.collective_timeout_s,
             ),
         )
         self._loaded = wanted

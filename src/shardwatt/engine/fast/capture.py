@@ -20,13 +20,11 @@ class Capture:
     """Records steps; their graphs share a pool of memory, which keeps one step's buffers.
 
     Args:
-        device: `cuda:N`, the current one.
+        stream: of the current device. Libraries keep a workspace for each for ever: one is for all.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        # One for all: libraries keep a workspace for each stream.
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._device, self._stream = stream.device, stream
         self._pool = torch.cuda.graph_pool_handle()
         self._has_room = False
 

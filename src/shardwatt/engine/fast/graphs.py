@@ -13,11 +13,20 @@ from shardwatt.engine.fast.segments import Segment, fitting, grown, rounded
 from shardwatt.engine.fast.slots import Slots
 from shardwatt.engine.protocol import Sampling
 
-#: Positions of the cache by which graphs differ.
+#: Positions of the cache by which graphs differ; more in long caches.
 BUCKET = 256
 
 #: What graphs differ by: rows, positions that a row sees at most, how tokens are drawn.
 Key = tuple[int, int, Sampling]
+
+
+def bucket(length: int, limit: int) -> int:
+    """Positions that the graph sees which takes a step of so many; at most the limit.
+
+    They are an eighth of the next power of two apart: it sees at most a quarter too many, or `BUCKET`, and
+    the number of graphs grows with the logarithm of a long cache.
+    """
+    return rounded(length, max(BUCKET, 2 ** (length - 1).bit_length() // 8), limit)
 
 
 class Steps(Protocol):
@@ -109,7 +118,7 @@ class Graphs:
         return rows
 
     def advance(self, lengths: list[int], sampling: Sampling) -> None:
-        key = (len(lengths), rounded(max(lengths), BUCKET, self._slots.last + 1), sampling)
+        key = (len(lengths), bucket(max(lengths), self._slots.last + 1), sampling)
         if key not in self._graphs and self._failure is None:
             self._late += 1
             self._capture_those([key])
@@ -122,13 +131,15 @@ class Graphs:
         if self._failure is not None:
             return f"none: capture failed ({self._failure}), operation by operation instead"
         late = f", {self._late} of them after the warm-up" if self._late else ""
-        return f"{len(self._graphs)} captured, by rows and {BUCKET} positions{late}"
+        return f"{len(self._graphs)} captured, by rows and {BUCKET} positions or more{late}"
 
     def _keys(self, rows: int, sampling: Sampling) -> Iterator[Key]:
         limit = self._slots.last + 1
         while rows:
-            for length in range(BUCKET, limit + BUCKET, BUCKET):
-                yield rows, min(length, limit), sampling
+            length = 0
+            while length < limit:
+                length = bucket(length + 1, limit)
+                yield rows, length, sampling
             rows = rows // 2 if self._shrinks else 0
 
     def _capture_those(self, keys: Iterable[Key]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -63,8 +64,13 @@ class Fast(OnDevice):
             return Eager(self.slots, "none: the study wants none")
         if self.on.cuda_graphs == "one-shard" and self.on.ranks > 1:
             return Eager(self.slots, "none: more than one shard")
-        eager, capture = Eager(self.slots, ""), Capture(self.device)
+        eager, capture = Eager(self.slots, ""), Capture(self._stream)
         return Graphs(self.slots, eager, capture, self.on.ranks, shrinks=self.ended != "stay")
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        """Where steps are captured, of every cache that is allocated."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     @torch_failures()
     @torch.inference_mode()
@@ -73,13 +79,15 @@ class Fast(OnDevice):
 
         Raises:
             DoesNotFit: the device ran out of memory.
-            CellFailure: HOST_OOM, RANK_DIED or COLLECTIVE_TIMEOUT.
+            CellFailure: NOT_FINITE, HOST_OOM, RANK_DIED or COLLECTIVE_TIMEOUT.
         """
         if request.warms_up:
             # Whether or not it takes a step: prompts of another batch may be shorter or longer.
             self.steps.prepare(min(request.rows, len(request.prompts)), sampling)
+        self.model.finite.begin()
         run = _Run(self, request, sampling, on_step)
         run.answer()
+        self.model.finite.check()
         tokens, finish = answers(run.all_rows, request.length)
         return BatchResult(tokens, finish, run.generated_tokens, run.phases)
 
@@ -102,11 +110,12 @@ class _Run:
     def __init__(self, engine: Fast, request: BatchRequest, sampling: Sampling, on_step: OnStep) -> None:
         self.engine, self.slots, self.steps = engine, engine.slots, engine.steps
         self.request, self.sampling, self.on_step = request, sampling, on_step
-        self.keys = row_keys(sampling.seed, request.prompt_ids, engine.device)
+        self.keys = row_keys(sampling.seed, request.prompt_ids, "cpu")
         self.all_rows = opened(request)
         self.waiting = list(self.all_rows)
         self.rows: list[Row] = []  # by place
-        self.lookout: Lookout[Row] = Lookout(request.rows, engine.device, engine.late)
+        timeout_s = engine.on.collective_timeout_s if engine.on.ranks > 1 else None
+        self.lookout: Lookout[Row] = Lookout(request.rows, engine.device, engine.late, timeout_s)
         self.phases: list[Phase] = []
         self.generated_tokens = 0
 

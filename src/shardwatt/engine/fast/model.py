@@ -11,6 +11,7 @@ from shardwatt.engine.fast.cache import Cache
 from shardwatt.engine.fast.collectives import Peers
 from shardwatt.engine.fast.packing import Packed
 from shardwatt.engine.fast.weights import Block, Weights
+from shardwatt.engine.finite import Finite
 from shardwatt.engine.protocol import ModelOnRank
 from shardwatt.engine.rope import rotations
 
@@ -30,6 +31,7 @@ class FastModel:
         self.architecture = model.architecture
         self.weights = weights
         self.peers = Peers(model.ranks)
+        self.finite = Finite(weights.embedding.device, weights.embedding.dtype)
         self.heads = Heads(
             queries=model.architecture.n_heads // model.ranks,
             groups=model.architecture.kv_heads_per_shard(model.ranks),
@@ -119,8 +121,10 @@ class FastModel:
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = self.weights.output(self.weights.norm(x))  # [R, vocabulary / ranks]
-        return self.peers.join(logits).float()
+        part = self.weights.output(self.weights.norm(x))  # [R, vocabulary / ranks]
+        logits = self.peers.join(part).float()
+        self.finite.add(logits)
+        return logits
 
 
 def rotate(x: Tensor, rotation: Tensor) -> None:

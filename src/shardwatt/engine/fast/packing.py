@@ -43,14 +43,22 @@ def packed(prompts: Sequence[list[int]], rows: Sequence[int], device: torch.devi
     borders = [0, *accumulate(sizes)]
     lengths = torch.tensor(sizes)
     return Packed(
-        tokens=torch.tensor([token for prompt in prompts for token in prompt]).to(device),
-        positions=torch.cat([torch.arange(size) for size in sizes]).to(device),
-        rows=torch.tensor(rows).repeat_interleave(lengths).to(device),
+        tokens=sent(torch.tensor([token for prompt in prompts for token in prompt]), device),
+        positions=sent(torch.cat([torch.arange(size) for size in sizes]), device),
+        rows=sent(torch.tensor(rows).repeat_interleave(lengths), device),
         borders=borders,
-        starts=torch.tensor(borders, dtype=torch.int32).to(device),
-        ends=(lengths.cumsum(0) - 1).to(device),
+        starts=sent(torch.tensor(borders, dtype=torch.int32), device),
+        ends=sent(lengths.cumsum(0) - 1, device),
         sizes=sizes,
     )
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The host's values on a device, on CUDA by way of pinned memory: from other memory the host would wait
+    until the device has done all that it was asked before."""
+    if device.type != "cuda":
+        return values
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def portions(sizes: Sequence[int], most: int = PREFILL_TOKENS) -> Iterator[slice]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shardwatt.engine.fast.model import FastModel
-from shardwatt.engine.fast.packing import packed
+from shardwatt.engine.fast.packing import packed, sent
 from shardwatt.engine.protocol import Sampling
 from shardwatt.engine.sampling import next_tokens
 
@@ -40,14 +40,15 @@ class Slots:
         Args:
             places: one for each prompt.
             prompts: token ids of each.
-            keys: of their random numbers, [prompts].
+            keys: of their random numbers, on the host, [prompts].
             sampling: how the tokens are drawn.
         """
         together = packed(prompts, places, self.device)
+        keys = sent(keys, self.device)
         logits = self.model.prefill(together)  # [prompts, vocabulary]
         following = together.positions[together.ends] + 1  # [prompts]
         drawn = next_tokens(logits, sampling, keys, following)
-        where = torch.tensor(places).to(self.device)
+        where = sent(torch.tensor(places), self.device)
         self.tokens[where], self.positions[where], self._keys[where] = drawn, following, keys
         return drawn
 

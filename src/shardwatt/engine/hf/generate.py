@@ -7,31 +7,59 @@ import hashlib
 import torch
 import transformers
 from torch import Tensor
-from transformers import GenerationConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from shardwatt.engine.device import OnDevice
 from shardwatt.engine.failures import torch_failures
+from shardwatt.engine.finite import Finite
 from shardwatt.engine.hf.model import load_causal_lm
 from shardwatt.engine.protocol import BatchRequest, BatchResult, Finish, ModelOnRank, OnStep, Phase, Sampling
 
 
 class _Watch(StoppingCriteria):  # type: ignore[misc]  # transformers' types are not read
-    """Called by `generate` after each step: counts them, notes when the first was over, and stops nothing."""
+    """Called by `generate` after each step: counts them, notes when the first was over, and ends full rows.
 
-    def __init__(self, engine: HuggingFace, rows: int, on_step: OnStep) -> None:
+    Args:
+        engine: whose clock is read.
+        limits: new tokens that each row may have.
+        on_step: called with the number of rows.
+    """
+
+    def __init__(self, engine: HuggingFace, limits: list[int], on_step: OnStep) -> None:
         self.engine = engine
-        self.rows = rows
+        self.rows = len(limits)
         self.on_step = on_step
         self.steps = 0
         self.prefilled_s = 0.0
-        self.go_on = torch.zeros(rows, dtype=torch.bool, device=engine.device)
+        self.limits = torch.tensor(limits, device=engine.device)
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
         if self.steps == 0:
             self.prefilled_s = self.engine.now_s()
         self.steps += 1
         self.on_step(self.rows)
-        return self.go_on
+        return self.limits <= self.steps
+
+
+class _Seen(LogitsProcessor):  # type: ignore[misc]  # likewise
+    """Called by `generate` with each step's logits, before temperature and top-p: are they finite?
+
+    Those that are not are 0 afterwards: torch's draw would refuse them, and on GPUs leave no usable device.
+    """
+
+    def __init__(self, finite: Finite) -> None:
+        self.finite = finite
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.finite.add(scores)
+        return scores.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class HuggingFace(OnDevice):
@@ -46,6 +74,7 @@ class HuggingFace(OnDevice):
         self.causal_lm = causal_lm
         self.ranks = model.ranks
         self.eos_ids = model.eos_ids
+        self.finite = Finite(self.device, causal_lm.dtype)
         # A checkpoint's own defaults (repetition penalty and the like) are no part of a study.
         causal_lm.generation_config = GenerationConfig()
 
@@ -59,24 +88,28 @@ class HuggingFace(OnDevice):
 
         Raises:
             DoesNotFit: the device ran out of memory.
-            CellFailure: HOST_OOM, RANK_DIED or COLLECTIVE_TIMEOUT.
+            CellFailure: NOT_FINITE, HOST_OOM, RANK_DIED or COLLECTIVE_TIMEOUT.
         """
         rows, sizes = len(request.prompts), [len(prompt) for prompt in request.prompts]
         longest = max(sizes)
-        new_tokens = min(request.length, request.positions - longest)
+        # Its cache grows, so that padding takes no positions from a row.
+        limits = [min(request.length, request.positions - size) for size in sizes]
         padding = min(self.eos_ids, default=0)
         tokens, mask = (part.to(self.device) for part in _padded(request.prompts, padding))
         torch.manual_seed(batch_seed(sampling.seed, request.index))
-        watch = _Watch(self, rows, on_step)
+        watch = _Watch(self, limits, on_step)
+        self.finite.begin()
 
         start_s = self.now_s()
         output = self.causal_lm.generate(
             input_ids=tokens,
             attention_mask=mask,
-            generation_config=self._settings(sampling, new_tokens, padding),
+            generation_config=self._settings(sampling, max(limits), padding),
+            logits_processor=LogitsProcessorList([_Seen(self.finite)]),
             stopping_criteria=StoppingCriteriaList([watch]),
         )
         stop_s = self.now_s()
+        self.finite.check()
 
         # Padding goes through the model, and nothing attends to it.
         pairs = sum(size * (size + 1) // 2 for size in sizes)
@@ -85,7 +118,8 @@ class HuggingFace(OnDevice):
             read = more * sum(sizes) + rows * more * (more + 1) // 2
             phases.append(Phase("decode", watch.prefilled_s, stop_s, more, rows * more, read))
         assert isinstance(output, Tensor)
-        return self._cut(request, output[:, longest:].tolist(), rows * watch.steps, phases)
+        new = [row[:limit] for row, limit in zip(output[:, longest:].tolist(), limits, strict=True)]
+        return self._cut(request, new, rows * watch.steps, phases)
 
     def notes(self) -> dict[str, str]:
         """How it ran, for the record."""

@@ -27,7 +27,7 @@ def sorted_next_tokens(logits: Tensor, sampling: Sampling, keys: Tensor, positio
         return logits.argmax(dim=-1)
     falling, ids = torch.softmax(logits / sampling.temperature, dim=-1).sort(dim=-1, descending=True)
     kept = in_nucleus(falling, sampling.top_p)  # [R, V]
-    widest = int(kept.sum(dim=-1).max())
+    widest = max(1, int(kept.sum(dim=-1).max()))  # no token stays where the logits are no numbers
     weights = falling[:, :widest] * kept[:, :widest]
     ids = ids[:, :widest]
     first = finish(weights, streams(keys, positions), ids).argmax(dim=-1, keepdim=True)  # [R, 1]
@@ -49,6 +49,6 @@ def in_nucleus(falling: Tensor, top_p: float) -> Tensor:
         True for those that stay, [R, K].
     """
     likelier = falling.cumsum(dim=-1) - falling
-    # The likelier ones' sum never falls, so what stays comes first.
-    last = (likelier <= top_p).sum(dim=-1, keepdim=True) - 1
+    # The likelier ones' sum never falls, so what stays comes first; the first one stays in any case.
+    last = (likelier[:, 1:] <= top_p).sum(dim=-1, keepdim=True)
     return falling >= falling.gather(-1, last)
