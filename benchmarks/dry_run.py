@@ -14,7 +14,18 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from measuring import Cost, cost, hundreds, interleave, machine, matrix, positive, ratios, spread, table
+from measuring import (
+    Cost,
+    add_sizes,
+    cost,
+    hundreds,
+    interleave,
+    machine,
+    matrix,
+    ratios,
+    spread,
+    table,
+)
 from workflow_project import Project, copy_project
 
 STUDY = "matrix"
@@ -65,14 +76,7 @@ STEPS = {
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    options.add_argument(
-        "--cells",
-        type=hundreds,
-        nargs="+",
-        default=list(ROUNDS),
-        help="numbers of cells (default: %(default)s)",
-    )
-    options.add_argument("--rounds", type=positive, help="times each is run (default: 7, 5 or 3, by size)")
+    add_sizes(options, ROUNDS)
     options.add_argument(
         "--form", type=hundreds, metavar="CELLS", help="show what the rule's form costs at so many cells"
     )

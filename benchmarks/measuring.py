@@ -121,6 +121,20 @@ def hundreds(text: str) -> int:
     return number
 
 
+def add_sizes(options: argparse.ArgumentParser, rounds: Mapping[int, int]) -> None:
+    """Add --cells and --rounds, for a benchmark that runs as many rounds as its number of cells allows."""
+    options.add_argument(
+        "--cells",
+        type=hundreds,
+        nargs="+",
+        default=list(rounds),
+        help="numbers of cells (default: %(default)s)",
+    )
+    *most, least = map(str, rounds.values())
+    by_size = f"{', '.join(most)} or {least}"
+    options.add_argument("--rounds", type=positive, help=f"times each is run (default: {by_size}, by size)")
+
+
 def matrix(cells: int) -> dict[str, list[int]]:
     """Axes of so many cells: 2 shard counts x 10 batch sizes x 5 lengths x repeats."""
     return {

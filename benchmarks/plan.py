@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from measuring import Cost, cost, hundreds, interleave, machine, positive, spread, table
+from measuring import Cost, add_sizes, cost, interleave, machine, spread, table
 from workflow_project import Project, copy_project
 
 SITE = Path("profiles") / "slurm" / "site.yaml"
@@ -31,14 +31,7 @@ _KINDS = ("all differ", "repeats")
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    options.add_argument(
-        "--cells",
-        type=hundreds,
-        nargs="+",
-        default=list(ROUNDS),
-        help="numbers of cells (default: %(default)s)",
-    )
-    options.add_argument("--rounds", type=positive, help="times each is run (default: 7, 5, 3 or 1, by size)")
+    add_sizes(options, ROUNDS)
     options.add_argument("--parts-in", nargs=2, metavar=("ROOT", "STUDY"), help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.parts_in:

@@ -7,18 +7,17 @@ from collections.abc import Mapping
 from shardwatt.cell import Cell
 from shardwatt.gpulimits import unset_cap
 from shardwatt.modelwork import PhaseName
-from shardwatt.plan.calibrated import calibration_of
 from shardwatt.plan.device import Factors, PlanDevice
 from shardwatt.plan.power import OperatingPoint, waits_under_cap
 from shardwatt.site import Site
+from shardwatt.siteplan import Calibration
 
 #: What a calibration gives intervals for, in words.
 _CALIBRATED = {"duration_s": "time", "energy_j": "watts and joules"}
 
 
-def of_calibration(site: Site, cell: Cell, factors: Factors) -> list[str]:
+def of_calibration(found: Calibration | None, cell: Cell, factors: Factors) -> list[str]:
     """What no calibration stands behind, and in what a cell lies outside of what one was fitted to."""
-    found = calibration_of(site, cell.gpu, cell.engine)
     if found is None:
         return [f"not calibrated: {factors.source}"]
     notes = []

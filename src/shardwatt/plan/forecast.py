@@ -14,7 +14,7 @@ from shardwatt.errors import ShardwattError
 from shardwatt.jobshape import JobShape, devices_held, gpus_held, job_shape
 from shardwatt.models import find_architecture, unknown_shape
 from shardwatt.modelwork import PhaseName
-from shardwatt.plan.calibrated import factors_of
+from shardwatt.plan.calibrated import calibration_of, factors_of
 from shardwatt.plan.caveats import not_limited, of_calibration, of_power
 from shardwatt.plan.device import Factors, PlanDevice, device_of
 from shardwatt.plan.jobtime import cool_down_s, host_memory_gib, job_time
@@ -138,6 +138,9 @@ class Forecaster:
         self._held = lru_cache(None)(partial(gpus_held, site))
         self._devices_held = lru_cache(None)(partial(devices_held, site))
         self._device = lru_cache(None)(self._find_device)
+        # Each compares a calibration with the site's figures, which no cell changes.
+        self._factors = lru_cache(None)(partial(factors_of, site))
+        self._calibration = lru_cache(None)(partial(calibration_of, site))
         self._need = lru_cache(None)(self._find_need)
         self._alike = lru_cache(None)(self._forecast)
 
@@ -193,10 +196,10 @@ class Forecaster:
         if device is None:
             unknown = f"{cell.gpu}: neither a data sheet nor `peak` says what it does in {cell.precision}"
             return replace(forecast, notes=(*notes, f"{unknown}, so its time is not predicted"))
-        factors = factors_of(self._site, cell.gpu, cell.engine)
+        factors = self._factors(cell.gpu, cell.engine)
         points = self._points(cell, architecture, load, device, factors)
         notes += [*device.assumptions, *of_power(points, cell, device)]
-        notes += of_calibration(self._site, cell, factors)
+        notes += of_calibration(self._calibration(cell.gpu, cell.engine), cell, factors)
         forecast = replace(forecast, phases={name: _phase(point, cell) for name, point in points.items()})
         forecast = self._timed(forecast, architecture, load, factors)
         most = points if longest == load else self._points(cell, architecture, longest, device, factors)
