@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,28 @@ def test_an_environment_line_that_fails_starts_no_other_python(tmp_path: Path) -
 def test_a_step_ends_when_its_input_does_and_is_killed_if_it_does_not(tmp_path: Path) -> None:
     assert Step(["cat"], tmp_path / "log").end(30)
     assert not Step(["sleep", "600"], tmp_path / "log").end(0.1)
+
+
+def test_a_step_hears_its_own_program_whatever_another_does_with_the_log(tmp_path: Path) -> None:
+    """Two supervisors of one cell name their logs alike, and each clears away what was there before."""
+    log = tmp_path / "log"
+    first = Step(["sh", "-c", "echo first; read end; echo ended"], log)
+    second = Step(["sh", "-c", "echo second; read end"], log)
+    until_said(first, "first")
+    until_said(second, "second")
+    assert log.read_text() == "second\n"
+    log.unlink()
+    assert first.end(30)
+    assert second.said() == "second"
+    assert second.end(30)
+    assert (first.said(), second.said()) == ("first\nended", "second")
+    assert list(tmp_path.iterdir()) == []
+
+
+def until_said(step: Step, words: str) -> None:
+    while step.exit_code is None and step.said() != words:
+        time.sleep(0.01)
+    assert step.said() == words
 
 
 def test_a_missing_launcher_is_one_message(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from shardwatt.errors import CellFailure, Reason
 from shardwatt.slurm import environment
@@ -31,23 +34,23 @@ class Step:
     """
 
     def __init__(self, words: Sequence[str], log: Path) -> None:
-        self.log = log
-        with log.open("wb") as stream:
-            try:
-                self._process = subprocess.Popen(
-                    words,
-                    stdin=subprocess.PIPE,
-                    stdout=stream,
-                    stderr=stream,
-                    env=environment(),
-                    # A Ctrl-C at the terminal is the supervisor's to answer.
-                    start_new_session=True,
-                )
-            except FileNotFoundError:
-                raise CellFailure(
-                    Reason.CONFIGURATION,
-                    f"{words[0]} is not on PATH; a site with launcher `slurm` runs its cells in Slurm jobs",
-                ) from None
+        self._output = _own_file(log)
+        try:
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=self._output,
+                stderr=self._output,
+                env=environment(),
+                # A Ctrl-C at the terminal is the supervisor's to answer.
+                start_new_session=True,
+            )
+        except FileNotFoundError:
+            self._output.close()
+            raise CellFailure(
+                Reason.CONFIGURATION,
+                f"{words[0]} is not on PATH; a site with launcher `slurm` runs its cells in Slurm jobs",
+            ) from None
 
     @property
     def exit_code(self) -> int | None:
@@ -56,10 +59,20 @@ class Step:
 
     def said(self) -> str:
         """All that it and its tasks printed."""
-        return self.log.read_text(errors="replace").strip()
+        if not self._output.closed:
+            descriptor = self._output.fileno()
+            # By its position: the program writes at the one that belongs to the open file.
+            self._said = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        return self._said.decode(errors="replace").strip()
 
     def end(self, ask_s: float) -> bool:
         """End it: close its standard input, wait for so long, then kill it; whether it ended by itself."""
+        by_itself = self._end(ask_s)
+        self.said()
+        self._output.close()
+        return by_itself
+
+    def _end(self, ask_s: float) -> bool:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -75,6 +88,20 @@ class Step:
             self._process.kill()
             self._process.wait()
         return False
+
+
+def _own_file(log: Path) -> BinaryIO:
+    """A new file in the place of `log`: another supervisor of the same cell may clear that away, or begin its
+    own there, and neither is to hear the other's program."""
+    new = log.with_name(f".{log.name}.{secrets.token_hex(8)}")
+    stream = new.open("x+b")
+    try:
+        new.replace(log)
+    except BaseException:
+        stream.close()
+        new.unlink(missing_ok=True)
+        raise
+    return stream
 
 
 def own_words(said: str) -> str:
