@@ -8,8 +8,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 TORCH_INDEX ?=
 export PYTHON TORCH_INDEX
-# A cluster's modules must not reach into the environment.
-unexport PYTHONPATH PYTHONHOME
+# A cluster's modules must not reach into the environment; what was compiled once serves every process.
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 ENVIRONMENT := constraints.txt pyproject.toml scripts/create-env.sh
@@ -62,7 +62,9 @@ lint: .venv/installed-dev ## run the checks that run nothing: style, types, rule
 
 unit: .venv/installed-dev ## run the unit tests
 	@echo "== unit tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2
+	@# Each process has a half, in order, and takes of the other's when it is done: what the tests of a file
+	@# share is made once.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist worksteal
 
 gpu: .venv/installed-dev ## run the engines on an NVIDIA GPU; skipped where there is none
 	@echo "== GPU tests"
@@ -81,7 +83,8 @@ rehearse-paper: .venv/installed ## run the paper's whole study on such a cluster
 
 slurm: .venv/installed-dev ## run cells and drills on a real Slurm cluster that this starts; needs root
 	@echo "== Slurm tests"
-	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_rehearsal.py -n 4 --dist loadfile --durations=15
+	@# By file, in the order that conftest.py gives: what the tests of one share is run once.
+	@$(BIN)/python -m pytest tests/slurm --ignore=tests/slurm/test_rehearsal.py -n 5 --dist loadfile --no-loadscope-reorder --durations=15
 	@# Its 18 nodes want the machine to themselves.
 	@$(BIN)/python -m pytest tests/slurm/test_rehearsal.py -n 0 --durations=5
 

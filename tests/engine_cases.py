@@ -106,7 +106,7 @@ def stepped_logits_of(engine: Engine, tokens: Tensor) -> Tensor:
         first = packed(tokens[:, :1].tolist(), range(rows), engine.device)
         steps = [engine.model.prefill(first)]
         for place in range(1, count):
-            positions = torch.full((rows,), place)
+            positions = torch.full((rows,), place, device=engine.device)
             steps.append(engine.model.step(tokens[:, place].clone(), positions, place + 1))
     return torch.stack(steps, dim=1)
 

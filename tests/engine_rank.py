@@ -1,11 +1,12 @@
-"""The ranks of a test: python engine_rank.py TASK FOLDER COUNT OPTIONS; each writes report-RANK.json.
+"""The ranks of tests: for each line of JSON, [task, folder, count, options], each writes report-RANK.json.
 
 One process imports everything and forks the ranks before any of them has a thread: sixteen imports of
-torch would take longer than the tests.
+torch would take longer than the tests. It says `done` when all ranks of a line have ended.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -106,6 +107,7 @@ def run(task: str, folder: Path, rank: int, count: int, options: dict[str, Any])
 
 def _be_rank(rank: int, task: str, folder: Path, count: int, options: dict[str, Any]) -> NoReturn:
     try:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is said there is the forking process's
         run(task, folder, rank, count, options)
     except BaseException:
         traceback.print_exc()
@@ -114,16 +116,19 @@ def _be_rank(rank: int, task: str, folder: Path, count: int, options: dict[str, 
 
 
 def main() -> None:
-    task, folder, count, words = sys.argv[1:]
-    options = json.loads(words)
-    children = []
-    for rank in range(int(count)):
-        child = os.fork()
-        if child == 0:
-            _be_rank(rank, task, Path(folder), int(count), options)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
+    for line in sys.stdin:
+        task, folder, count, options = json.loads(line)
+        if task == "hf" or "hf" in options.get("engines", ()):
+            importlib.import_module("shardwatt.engine.hf.generate")  # transformers, once for all ranks
+        children = []
+        for rank in range(count):
+            child = os.fork()
+            if child == 0:
+                _be_rank(rank, task, Path(folder), count, options)
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
+        print("done", flush=True)
 
 
 if __name__ == "__main__":

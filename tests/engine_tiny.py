@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +122,38 @@ def off(logits: Tensor, exact: Tensor) -> float:
 def run_ranks(folder: Path, task: str, count: int, **options: object) -> list[Any]:
     """Run a task of engine_rank.py in so many processes; what each one reported, None where it died."""
     folder.mkdir()
-    words = [sys.executable, str(Path(__file__).with_name("engine_rank.py"))]
-    host = subprocess.Popen(
-        [*words, task, str(folder), str(count), json.dumps(options)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    try:
-        host.wait(timeout=180)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(host.pid, signal.SIGKILL)
+    host = _host()
+    assert host.stdin is not None
+    assert host.stdout is not None
+    host.stdin.write(json.dumps([task, str(folder), count, options]) + "\n")
+    host.stdin.flush()
+    ended, _, _ = select.select([host.stdout], [], [], 180)
+    if not ended or host.stdout.readline() != "done\n":
+        _host.cache_clear()
+        _stop(host)
+        raise RuntimeError(f"{count} ranks, {task}: not all ended within 180 s, or what forks them has ended")
     files = [folder / f"report-{rank}.json" for rank in range(count)]
     return [json.loads(file.read_text()) if file.is_file() else None for file in files]
+
+
+@cache
+def _host() -> subprocess.Popen[str]:
+    """What forks the ranks: importing what they need takes seconds, and is done once for all tests here."""
+    host = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("engine_rank.py"))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    atexit.register(_stop, host)
+    return host
+
+
+def _stop(host: subprocess.Popen[str]) -> None:
+    """End it with all of its ranks."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(host.pid, signal.SIGKILL)
+    with host:  # waits, and closes its pipes
+        pass

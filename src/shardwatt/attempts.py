@@ -50,9 +50,13 @@ class Attempt(RecordModel):
 
 
 class Claim(RecordModel):
-    """Which cells a job of several cells runs: logs/STUDY/together/JOBID.json."""
+    """Which cells a job of several cells runs: logs/STUDY/together/JOBID.json.
+
+    Until its number is known, the file has the name of a token, which stands in the job's comment.
+    """
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     job_id: str
+    """Slurm's number of the job, or the token."""
     cells: list[str]
     """Their paths, in the order in which they run."""

@@ -23,9 +23,12 @@ from shardwatt.models import (
     find_checkpoint,
     fingerprint,
     load_recipe,
+    made_checkpoint,
+    made_from,
     recipe_file,
 )
-from shardwatt.plan.forecast import CellForecast, Forecaster
+from shardwatt.plan.cellforecast import CellForecast
+from shardwatt.plan.forecast import Forecaster
 from shardwatt.plan.leftout import LeftOut, left_out
 from shardwatt.plan.rehearsal import asked_of, played
 from shardwatt.resources import Budget, budget, cell_resources, describe_job
@@ -300,9 +303,21 @@ class Planner:
             return [self._shown(pinned.path(self.root, self.site.data))]
         return [self._dataset_input(name) for name in TRAINING_DATASETS]
 
-    def recipe_pattern(self) -> str:
-        """Path of a recipe, with the wildcard {model}."""
-        return self._shown(recipe_file(self.root, "{model}"))
+    def recipe(self, model: str) -> str:
+        """Path of a model's recipe."""
+        return self._shown(recipe_file(self.root, model))
+
+    def is_made(self, model: str, shards: str) -> bool | None:
+        """Whether a model that is there was made from its recipe as it is now; None where it does not tell.
+
+        Raises:
+            ModelError: the recipe has a mistake.
+        """
+        origin = made_from(made_checkpoint(self.site.models, model, int(shards)).folder)
+        recipe = load_recipe(self.root, model)
+        if not isinstance(origin, dict) or recipe is None:
+            return None
+        return bool(origin.get("recipe") == recipe.model_dump(mode="json"))
 
     def _shown(self, path: Path) -> str:
         """A path as Snakemake is told: relative where it can be, so that a moved project reruns nothing."""

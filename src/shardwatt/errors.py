@@ -27,6 +27,10 @@ class SlurmError(ShardwattError):
     """Slurm cannot be asked, or refuses."""
 
 
+class NoAnswerError(SlurmError):
+    """Slurm has not answered: it may have done what it was told, or not."""
+
+
 class RecordError(ShardwattError):
     """A record that is torn, of another schema, or contradicts itself."""
 

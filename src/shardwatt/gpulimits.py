@@ -6,7 +6,7 @@ from shardwatt.datasheets import DATA_SHEETS
 from shardwatt.devices import has_gpus
 from shardwatt.engines import BF16_CAPABILITY
 from shardwatt.plan.device import idle_w
-from shardwatt.site import Site
+from shardwatt.site import GpuType, Site
 
 #: No board takes a power limit above this many times its thermal design power: an assumption with room to
 #: spare, for those of data centres take none above it, and an RTX 4090 of 450 W takes 600 W.
@@ -44,6 +44,15 @@ def unset_cap(site: Site, gpu: str, cap: str) -> str | None:
     )
 
 
+def lowest_limit_w(gpu_type: GpuType) -> float | None:
+    """Lowest power limit in W that a GPU takes, as the site or its data sheet says; None: not known."""
+    if gpu_type.power_limits_w is not None:
+        return gpu_type.power_limits_w[0]
+    if gpu_type.data_sheet is not None:
+        return DATA_SHEETS[gpu_type.data_sheet].power_min_w
+    return None if gpu_type.peak is None else gpu_type.peak.power_min_w
+
+
 def cap_problem(site: Site, gpu: str, cap: str) -> str | None:
     """Why no GPU of a type can take a power cap.
 
@@ -74,7 +83,7 @@ def cap_problem(site: Site, gpu: str, cap: str) -> str | None:
     rest_w = idle_w(gpu, gpu_type, sheet, tdp_w, [])
     if gpu_type.kind == "cpu" or tdp_w is None or rest_w is None:
         return None
-    lowest_w = sheet.power_min_w if sheet else None
+    lowest_w = lowest_limit_w(gpu_type)
     is_enough = int(cap) > rest_w if lowest_w is None else int(cap) >= lowest_w
     if is_enough and int(cap) <= _MOST_OVER_TDP * tdp_w:
         return None

@@ -78,15 +78,16 @@ class CellPaths:
     def work(self, job_id: str) -> Path:
         """Begin of the folder in which an attempt writes; outside `cells/`, on the same file system."""
         digest = hashlib.sha256(self.cell.path.encode()).hexdigest()[:16]
-        return _work(self.base, self.study) / f"{digest}-{job_id}"
+        return work_folders(self.base, self.study) / f"{digest}-{job_id}"
 
 
 def ranks_folder(base: Path, study: str, job_id: str) -> Path:
     """Begin of the folder that all ranks of a job share."""
-    return _work(base, study) / f"ranks-{job_id}"
+    return work_folders(base, study) / f"ranks-{job_id}"
 
 
-def _work(base: Path, study: str) -> Path:
+def work_folders(base: Path, study: str) -> Path:
+    """Where a study's attempts have their work folders."""
     return base / "results" / study / ".work"
 
 

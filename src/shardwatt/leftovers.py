@@ -7,9 +7,10 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from shardwatt.attempts import Attempt, Claim
 from shardwatt.cell import Cell
 from shardwatt.dag import Planner
 from shardwatt.errors import RecordError, ShardwattError, SlurmError
-from shardwatt.layout import CellPaths, cell_target, claim_file
-from shardwatt.recordfiles import read
+from shardwatt.layout import CellPaths, cell_target, claim_file, claims, listed
+from shardwatt.recordfiles import read, write
 from shardwatt.slurm import cancel, find_job, jobs_here
 from shardwatt.slurmjob import SlurmJob
 from shardwatt.study import study_names
@@ -32,6 +33,12 @@ _STARTED = Path(".snakemake") / "incomplete"
 #: Longest time in s that cancelled jobs may take to end: Slurm's KillWait, epilogs, slow nodes.
 END_TIMEOUT_S = 600.0
 _LOOK_S = 2.0
+
+#: Begin of a token: of a job of several cells whose number is not known yet.
+_PENDING = "pending-"
+_TOGETHER = re.compile(
+    r"shardwatt run-together (?P<study>\S+)(?: claim=(?P<token>pending-[0-9a-f]+))?(?: |$)"
+)
 
 #: Jobs that a message names.
 _SHOWN = 10
@@ -76,22 +83,89 @@ def jobs_of_cells(
             found[study, path].append(job)
             unknown.pop(number, None)
     for number, job in unknown.items():
-        for name in _claimed(base, cells, number) or _begun(base, names, number):
+        for name in _claimed(base, cells, job) or _begun(base, names, number):
             if name in names:
                 found[name].append(job)
     return dict(found)
 
 
-def _claimed(base: Path, studies: Iterable[str], number: str) -> list[Name]:
+def new_token() -> str:
+    """A word that no other claim has."""
+    return f"{_PENDING}{secrets.token_hex(8)}"
+
+
+def comment_together(study: str, token: str | None) -> str:
+    """What a job of several cells has as its comment."""
+    return f"shardwatt run-together {study}" + (f" claim={token}" if token else "")
+
+
+def check_claims(base: Path, studies: Collection[str], jobs: Iterable[SlurmJob]) -> None:
+    """Make sure that of each job of several cells it is known which, and of each claim whether it has a job.
+
+    Claims whose jobs are found by their tokens get their numbers.
+
+    Args:
+        base: the folder in which Snakemake runs.
+        studies: whose jobs are looked at.
+        jobs: of that folder, that go on.
+
+    Raises:
+        SlurmError: it is not: to submit cells might run them twice.
+    """
+    for job in jobs:
+        together = _TOGETHER.match(job.comment)
+        if together is None or together["study"] not in studies:
+            continue
+        study = together["study"]
+        claim = _claim(base, study, job)
+        if claim is None:
+            raise SlurmError(
+                f"job {job.job_id} ({job.state}) runs several cells of study '{study}', and which is "
+                f"not known: {claim_file(base, study, job.job_id)} is not there or cannot be read; wait "
+                f"for the job's end, or cancel it: scancel {job.job_id}"
+            )
+        if claim.job_id == together["token"]:
+            number_claim(base, study, claim, job.job_id)
+    for study in studies:
+        for name in listed(claims(base, study)):
+            if name.startswith(_PENDING):
+                raise SlurmError(
+                    f"{claims(base, study) / name}: `shardwatt run-together` is submitting a job, or was "
+                    "ended in the midst of it, and Slurm shows no such job yet; while run-together goes on, "
+                    "wait for its end; otherwise, once `squeue --me` shows no job of this folder that may be "
+                    "it, remove this file, and try again"
+                )
+
+
+def known_claims(base: Path, studies: Iterable[str]) -> frozenset[str]:
+    """Names of the claims that there are, of all these studies."""
+    names = (name for study in studies for name in listed(claims(base, study)))
+    return frozenset(name for name in names if name.endswith(".json") and not name.startswith("."))
+
+
+def number_claim(base: Path, study: str, claim: Claim, number: str) -> None:
+    """Write the number of a job into its claim, in whose place a token was."""
+    write(claim.model_copy(update={"job_id": number}), claim_file(base, study, number))
+    claim_file(base, study, claim.job_id).unlink(missing_ok=True)
+
+
+def _claim(base: Path, study: str, job: SlurmJob) -> Claim | None:
+    """What a job of several cells has claimed, by its number, or by the token in its comment."""
+    together = _TOGETHER.match(job.comment)
+    for name in (job.job_id, together and together["token"]):
+        if name is not None:
+            with contextlib.suppress(FileNotFoundError, RecordError):
+                return read(Claim, claim_file(base, study, name))
+    return None
+
+
+def _claimed(base: Path, studies: Iterable[str], job: SlurmJob) -> list[Name]:
     """Cells that a job of several cells has not ended yet."""
     found = []
     for study in studies:
-        try:
-            claim = read(Claim, claim_file(base, study, number))
-        except (FileNotFoundError, RecordError):
-            continue
-        for path in claim.cells:
-            attempt = read_attempt(CellPaths(base, study, Cell.parse(path)).attempt(number))
+        claim = _claim(base, study, job)
+        for path in claim.cells if claim is not None else ():
+            attempt = read_attempt(CellPaths(base, study, Cell.parse(path)).attempt(job.job_id))
             if attempt is None or attempt.ended_at is None:
                 found.append((study, path))
     return found
@@ -153,9 +227,11 @@ class Leftovers:
 
     Attributes:
         jobs: jobs of each cell.
+        claims: names of those that were there when Slurm was asked; None: it was not.
     """
 
     jobs: Mapping[Name, list[SlurmJob]]
+    claims: frozenset[str] | None = None
 
     @property
     def study_pattern(self) -> str:
@@ -190,10 +266,29 @@ def find_leftovers(planner: Planner) -> Leftovers:
     """Ask Slurm, once, for jobs that go on for cells of any study in this folder.
 
     Raises:
-        SlurmError: Slurm cannot be asked.
+        SlurmError: Slurm cannot be asked, or it is not known which cells a job runs.
     """
+    studies = study_names(planner.root)
+    # Looked for first: of what is claimed since, no job was asked for.
+    known = known_claims(planner.base, studies)
     jobs = jobs_here(planner.base)
-    return Leftovers(jobs_of_cells(planner.base, _known_cells(planner), jobs) if jobs else {})
+    check_claims(planner.base, studies, jobs)
+    cells = jobs_of_cells(planner.base, _known_cells(planner), jobs) if jobs else {}
+    return Leftovers(cells, known | {f"{job.job_id}.json" for job in jobs})
+
+
+def check_none_since(planner: Planner, before: Leftovers) -> None:
+    """Refuse to submit cells while others are submitted together, or have been since Slurm was asked.
+
+    Called when Snakemake has its lock: who submits together looks at that after the claims are written.
+
+    Raises:
+        SlurmError: some are, or were.
+    """
+    studies = study_names(planner.root)
+    check_claims(planner.base, studies, ())
+    if before.claims is not None and known_claims(planner.base, studies) - before.claims:
+        raise SlurmError("`shardwatt run-together` has submitted cells meanwhile; start Snakemake again")
 
 
 def _known_cells(planner: Planner) -> dict[str, Iterable[Cell]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,9 @@ TRAINING_DATASETS = ("demo-alpaca", "demo-gsm8k")
 _TELLING_FILES = (CHECKLIST_FILE, SUMS_FILE, INDEX_FILE, GENERATION_FILE)
 #: Beside a tokenizer.json, names its begin and end of sequence.
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+
+#: In a checkpoint that was made from a recipe: all that its weights depend on.
+MADE_FROM_FILE = "made-from.json"
 
 _SHARDS_FOLDER = re.compile(r"shards-([1-9][0-9]*)")
 
@@ -102,6 +106,14 @@ def made_checkpoint(models: Path, model: str, shards: int) -> Checkpoint:
     folder = models / model
     files = tuple(SHARD_FILE.format(rank=rank) for rank in range(shards))
     return Checkpoint(folder / f"shards-{shards}", folder / "tokenizer.model", "meta", files)
+
+
+def made_from(folder: Path) -> object:
+    """What a checkpoint was made from, as `MADE_FROM_FILE` in it says; None where nothing does."""
+    try:
+        return json.loads((folder / MADE_FROM_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def find_checkpoint(root: Path, models: Path, model: str, shards: int) -> Checkpoint:

@@ -272,8 +272,8 @@ class Energy(RecordModel):
     window_rank0_scaled: Reading
     """The rank-0 node's devices times the number of nodes, by the same meters, over the same window."""
     window_dcgm: Reading
-    """The paper's accounting: DCGM's job statistics on the rank-0 node times the number of nodes; from one
-    interval before the window to one after it."""
+    """By the paper's meter, DCGM's job statistics on the rank-0 node times the number of nodes; from one
+    interval before the window to one after it, where the paper has the whole job."""
     prefill: Reading
     """All nodes, over the prefills of the window."""
     walk: Reading
@@ -283,8 +283,8 @@ class Energy(RecordModel):
     between: Reading
     """All nodes, over the rest of the window."""
     job: Reading
-    """All nodes, from before the ranks start to the end of the last rank, but for the wait for the loaded
-    idle baseline."""
+    """All nodes, from starting the ranks to the end of the last one, but for the waits for the loaded idle
+    baseline and for DCGM."""
     devices: list[DeviceEnergy]
     """Every device of the job that was read."""
     idle_unloaded: Idle

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -64,25 +67,39 @@ def _other_version(found: object) -> str:
 
 
 def write(record: RecordModel, path: Path) -> None:
-    """Write a record atomically: a temporary name beside it, flushed to disk, then renamed.
+    """Write a record, whole or not at all.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; `path` is as it was before.
+        OSError: as of `replacing`.
     """
     write_whole(record.model_dump_json(indent=2) + "\n", path)
 
 
 def write_whole(text: str, path: Path) -> None:
-    """Write a text atomically, as `write` does a record.
+    """Write a text, whole or not at all.
 
     Raises:
-        OSError: as of `write`.
+        OSError: as of `replacing`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Let a file be written, whole or not at all: under the temporary name beside it that is yielded.
+
+    When the block ends without an error, it is flushed to disk and renamed. Of several who write one file at
+    a time, each has a temporary name of its own, and the last one's stays.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; `path` is as it was before.
+    """
+    # Numbers of processes would not do: containers and nodes have the same ones.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
+        yield temporary
+        with temporary.open("rb+") as stream:  # whoever wrote it: what is flushed is the file's
             os.fsync(stream.fileno())
         temporary.replace(path)
     finally:

@@ -38,13 +38,15 @@ class Timings(RecordModel):
     decode_s: NonNegative
     between_s: NonNegative
     job_duration_s: NonNegative
-    """From before the ranks start to the end of the last rank, but for the wait for the loaded idle
-    baseline: what `energy.job` covers."""
+    """From starting the ranks to the end of the last one, but for the waits for the loaded idle baseline and
+    for DCGM: what `energy.job` covers."""
     rendezvous_s: NonNegative
     """From starting the ranks until all have met."""
     load_s: NonNegative
-    """Reading the checkpoint and building the model."""
+    """Copying to the staging disk, reading the checkpoint, building the model, allocating the cache; all
+    ranks."""
     warmup_s: NonNegative
+    """The warm-up of rank 0, after the loaded idle baseline."""
     cool_down_s: NonNegative | None = None
     """Waiting for the devices to cool to the study's `cool_down_c`; null without one."""
 

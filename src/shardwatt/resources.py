@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 from shardwatt.cell import Cell
 from shardwatt.engines import ENGINES
 from shardwatt.errors import SiteError
 from shardwatt.jobshape import gpus_held, job_shape
+from shardwatt.plan.cellforecast import CellForecast
 from shardwatt.plan.columns import PlanRow
 from shardwatt.plan.digits import duration, energy_unit
-from shardwatt.plan.forecast import CellForecast
 from shardwatt.plan.sentences import warnings
 from shardwatt.plan.totals import Totals, totals
 from shardwatt.site import Site
@@ -117,8 +118,8 @@ def _memory_mb(words: SlurmWords, attempt: int, forecast: CellForecast | None) -
     if forecast is not None and forecast.host_memory_gib is not None:
         planned_gib = (words.memory_factor or DEFAULT_MEMORY_FACTOR) * forecast.host_memory_gib
         first_gib = planned_gib if _is_rehearsed(forecast) else max(first_gib, planned_gib)
-    most_gib = words.memory_per_node_max_gib or words.memory_per_node_gib
-    return int(min(first_gib * MEMORY_GROWTH ** (attempt - 1), most_gib) * 1024)
+    wanted_gib = first_gib * MEMORY_GROWTH ** (attempt - 1)
+    return int(min(wanted_gib, words.most_memory_gib or wanted_gib) * 1024)
 
 
 def _runtime_min(site: Site, words: SlurmWords, attempt: int, forecast: CellForecast | None) -> int:
@@ -142,24 +143,15 @@ def _is_rehearsed(forecast: CellForecast) -> bool:
     return ENGINES[forecast.cell.engine].simulates is not None
 
 
-def gpu_hours(site: Site, cell: Cell, forecast: CellForecast | None = None) -> float:
-    """GPU hours that a cell's first attempt may take: its time limit with all GPUs that it holds.
-
-    Zero for a type without GPUs.
-    """
-    limit_min = _runtime_min(site, site.words(cell.gpu), 1, forecast)
-    return gpus_held(site, cell.gpu, cell.shards) * limit_min / 60
-
-
 def describe_job(
     site: Site, study: str, cell: Cell, attempt: int, forecast: CellForecast | None = None
 ) -> str:
     """A cell's job in two lines: what it asks for, how much of it the plan predicts, and which cell it is."""
     words = site.words(cell.gpu)
     memory_mb = _memory_mb(words, attempt, forecast)
-    planned_s = None if forecast is None else forecast.job_duration_s
+    planned_s = None if forecast is None else forecast.allocation_duration_s
     parts = [
-        _place(site, cell),
+        _place(site, cell.gpu, cell.shards),
         f"partition {words.partition or '(the default one)'}",
         f"time {_clock(60 * _runtime_min(site, words, attempt, forecast))} h",
         *([] if planned_s is None else [f"plan {_clock(planned_s)} h"]),
@@ -176,9 +168,9 @@ def _clock(duration_s: float) -> str:
     return f"{hours}:{minutes:02}"
 
 
-def _place(site: Site, cell: Cell) -> str:
-    shape = job_shape(site, cell.gpu, cell.shards)
-    return f"{shape.nodes} {'node' if shape.nodes == 1 else 'nodes'} x {shape.ranks_per_node} {cell.gpu}"
+def _place(site: Site, gpu: str, shards: int) -> str:
+    shape = job_shape(site, gpu, shards)
+    return f"{shape.nodes} {'node' if shape.nodes == 1 else 'nodes'} x {shape.ranks_per_node} {gpu}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +179,8 @@ class Budget:
 
     Attributes:
         cells: number of cells.
-        gpu_hours: of all their first attempts.
+        gpu_hours: that all their first attempts may take: their time limits with all GPUs that they hold; of
+            types without GPUs none.
         limit: most GPU hours that are agreed; None: no limit.
         parts: cells of one kind and their GPU hours together, by their name, in the order of the plan.
         predicted: what the plan says that they take together; None without forecasts.
@@ -217,7 +210,7 @@ class Budget:
         if self.predicted is None:
             return None
         words: dict[str, Callable[[float], str]] = {
-            "job_duration_s": lambda value: f"{duration(value)} of jobs one after the other",
+            "allocation_duration_s": lambda value: f"{duration(value)} of jobs one after the other",
             "gpu_hours": lambda value: f"{rounded(value)} GPU hours",
             "energy_j": _energy,
             "cost": lambda value: f"{rounded(value)} {self.currency}",
@@ -290,18 +283,22 @@ def budget(
         limit: most GPU hours that are agreed; None: no limit.
         forecast: of a study's cell; None: the plan says nothing of it.
     """
+    # Cells are many; their GPU types and numbers of shards are few.
+    words, held = lru_cache(None)(site.words), lru_cache(None)(partial(gpus_held, site))
+    place = lru_cache(None)(partial(_place, site))
     parts: dict[str, tuple[int, float]] = {}
     rows, late = [], 0
     currency = None if site.prices is None else site.prices.currency
     for study, cell in cells:
         found = forecast(study, cell)
-        hours = gpu_hours(site, cell, found)
-        name = f"{study}: {cell.model} on {_place(site, cell)}"
+        limit_min = _runtime_min(site, words(cell.gpu), 1, found)
+        hours = held(cell.gpu, cell.shards) * limit_min / 60
+        name = f"{study}: {cell.model} on {place(cell.gpu, cell.shards)}"
         count, others = parts.get(name, (0, 0.0))
         parts[name] = count + 1, others + hours
         if found is not None:
             rows.append(PlanRow(found, (), runs=True, currency=currency))
-            late += _is_late(site, cell, found)
+            late += _is_late(site, limit_min, found)
     return Budget(
         sum(count for count, _ in parts.values()),
         sum(hours for _, hours in parts.values()),
@@ -314,7 +311,7 @@ def budget(
     )
 
 
-def _is_late(site: Site, cell: Cell, forecast: CellForecast) -> bool:
-    """Whether a cell's first attempt ends itself before it is done, by the plan."""
-    limit_s = 60 * _runtime_min(site, site.words(cell.gpu), 1, forecast) - site.stop_before_limit_s
-    return forecast.job_duration_s is not None and forecast.job_duration_s > limit_s
+def _is_late(site: Site, limit_min: int, forecast: CellForecast) -> bool:
+    """Whether an attempt with this time limit ends itself before it is done, by the plan."""
+    limit_s = 60 * limit_min - site.stop_before_limit_s
+    return forecast.allocation_duration_s is not None and forecast.allocation_duration_s > limit_s

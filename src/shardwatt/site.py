@@ -129,6 +129,12 @@ class GpuType(StrictModel):
         return {**content, "compute_capability": sheet.compute_capability}
 
     @model_validator(mode="after")
+    def _peak_fits(self) -> GpuType:
+        if self.peak is not None and (problem := self.peak.problem(self.kind, self.tdp_w)):
+            raise ValueError(f"peak.{problem}")
+        return self
+
+    @model_validator(mode="after")
     def _sheet_fits(self) -> GpuType:
         """Find a data sheet that cannot be this type's."""
         if self.data_sheet is None:
@@ -209,11 +215,10 @@ class Site(StrictModel):
 
     def words(self, gpu: str) -> SlurmWords:
         """What jobs on a GPU type ask of Slurm: the type's own words over the site's."""
-        merged: dict[str, Any] = {}
-        for words in (self.slurm, self.gpus[gpu].slurm):
-            if words is not None:
-                merged |= {key: value for key, value in words.model_dump().items() if value is not None}
-        return SlurmWords(**merged)
+        own = self.gpus[gpu].slurm
+        if self.slurm is None or own is None:
+            return own or self.slurm or SlurmWords()
+        return self.slurm.model_copy(update=own.model_dump(exclude_none=True))
 
     def link(self, gpu: str, where: Literal["inside", "between"]) -> LinkFigures | None:
         """What ranks on a GPU type exchange over: the type's own figures, or the site's; None: not said."""

@@ -155,7 +155,11 @@ class Calibration(StrictModel):
     power: Positive
     """Times the predicted power above idle."""
     fitted: list[FactorName]
-    """Those of the five that the cells could tell; the others are the plan's own assumptions."""
+    """Those of the five that the cells could tell; the others, but for `at_bound`, are the plan's own
+    assumptions."""
+    at_bound: list[FactorName] = []
+    """Those that the cells put at the bound of the search, a tenth or ten times the assumption, or beyond it:
+    not told, and used so all the same, since with the assumption the cells fit clearly worse."""
     spread: dict[Literal["duration_s", "energy_j"], Interval] = {}
     """Measured over predicted, by quantity: lower and upper factor of a 90 % interval."""
     cells: Annotated[int, Field(ge=1, strict=True)]

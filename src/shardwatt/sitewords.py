@@ -123,6 +123,13 @@ class SlurmWords(StrictModel):
     """Shortest time limit in minutes that is made so; default 10."""
 
     @property
+    def most_memory_gib(self) -> float | None:
+        """Most host memory in GiB that a job ever asks of a node; None: it does not ask."""
+        if self.memory_per_node_gib is None:
+            return None
+        return self.memory_per_node_max_gib or self.memory_per_node_gib
+
+    @property
     def has_planned_time(self) -> bool:
         """Whether the plan sets time limits: not where a site says nothing but a limit of its own."""
         return self.runtime_min is None or (self.runtime_factor, self.runtime_floor_min) != (None, None)

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from shardwatt.errors import SlurmError
+from shardwatt.errors import NoAnswerError, SlurmError
 from shardwatt.slurmjob import (
     FIELD,
     SACCT_FORMAT,
@@ -132,13 +132,16 @@ def submit(words: Sequence[str], script: str, work_dir: Path) -> str:
         work_dir: its working directory.
 
     Raises:
+        NoAnswerError: the controller has not answered: the job may be in the queue all the same.
         SlurmError: sbatch is not there, or refuses.
     """
     shown = [*words, f"--chdir={work_dir}"]
     done = run(shown, script)
     number = done.stdout.strip().partition(";")[0]
     if done.returncode != 0 or not is_job_id(number):
-        raise _refusal(shown, done)
+        refusal = _refusal(shown, done)
+        # What was sent may have arrived: "Socket timed out on send/recv operation".
+        raise NoAnswerError(str(refusal)) if "timed out" in done.stderr.lower() else refusal
     return number
 
 
@@ -192,7 +195,7 @@ def run(
             "load its module"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(
+        raise NoAnswerError(
             f"{words[0]} gave no answer in {timeout_s:g} s; see with `scontrol ping` whether Slurm's "
             "controller is up, and try again"
         ) from None

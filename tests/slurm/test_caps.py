@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,7 @@ from shardwatt.recordfiles import read
 from shardwatt.records import Record
 from simulated_nvml import build, settings
 from slurm_cluster import Cluster, NodeGroup
-from slurm_project import (
-    TALKATIVE,
-    TALKATIVE_LENGTH,
-    SlurmProject,
-    await_true,
-    crawl,
-    make_project,
-    run_freely,
-)
+from slurm_project import SlurmProject, await_true
 from workflow_project import RECIPE
 
 pytestmark = pytest.mark.slurm
@@ -158,7 +150,11 @@ def make_scripts(folder: Path, environment: dict[str, str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def capped(slurm_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CappedCluster]:
+def capped(
+    slurm_machine: None,
+    new_project: Callable[[Path, Cluster, Path], SlurmProject],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[CappedCluster]:
     folder = tmp_path_factory.mktemp("caps")
     library = build(folder / "library")
     environment = settings(
@@ -171,7 +167,7 @@ def capped(slurm_machine: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
     conf = [*make_scripts(folder, environment), "WaitTime=2", "KillOnBadExit=1"]
     groups = [NodeGroup("v100", 2, gpus_per_node=2)]
     with Cluster(tmp_path_factory.mktemp("slurm"), groups=groups, conf=conf) as cluster:
-        project = make_project(folder / "a project", cluster, tmp_path_factory.mktemp("models"))
+        project = new_project(folder / "a project", cluster, tmp_path_factory.mktemp("models"))
         project.environment |= environment
         (project.root / "config" / "models" / "tiny.yaml").write_text(yaml.safe_dump(MODEL))
         made = CappedCluster(folder, project)
@@ -260,7 +256,7 @@ def test_a_refused_cap_fails_with_its_numbers_and_is_not_tried_again(capped: Cap
 
 def test_a_node_that_cannot_start_its_guard_is_told_at_once_and_by_name(capped: CappedCluster) -> None:
     project = capped.project
-    write_study(capped, "half", gpu="one", shards=2, cap=CAP_W, length=4)
+    write_study(capped, "half", engine="simulated", gpu="one", shards=2, cap=CAP_W, length=4)
     (paths,) = capped.cells("half").values()
     broken = '[ "$(uname -n)" != v100-1 ]'
     with capped.other_site(broken, **capped.usual):
@@ -282,7 +278,7 @@ def test_a_slow_node_has_time_to_set_its_limits_back(capped: CappedCluster) -> N
     )
     command.chmod(0o755)
     words = [str(command), "{watts}", "{gpus}"]
-    write_study(capped, "slow", gpu="one", shards=2, cap=CAP_W, length=4)
+    write_study(capped, "slow", engine="simulated", gpu="one", shards=2, cap=CAP_W, length=4)
     (paths,) = capped.cells("slow").values()
     with capped.other_site(set_by="command", command=words, leases=str(capped.folder / "leases")):
         submit(capped, "slow")
@@ -295,11 +291,11 @@ def test_a_slow_node_has_time_to_set_its_limits_back(capped: CappedCluster) -> N
 
 
 def start_slow(capped: CappedCluster, study: str) -> tuple[CellPaths, str]:
-    """Start a cell with a cap whose ranks would talk for minutes, once it answers prompts; and its job."""
+    """Start a cell with a cap that goes on for minutes; and its job, once it has begun."""
     project = capped.project
-    axes = {"gpu": "one", "shards": 2, "batch": 1, "cap": CAP_W, "length": TALKATIVE_LENGTH}
-    write_study(capped, study, words=TALKATIVE, **axes)
-    crawl(project.cluster, capped.nodes)
+    # No model runs: the guards are the same.
+    axes = {"engine": "simulated", "gpu": "one", "shards": 2, "cap": CAP_W}
+    write_study(capped, study, words={"simulated_window_s": 300.0}, **axes)
     (paths,) = capped.cells(study).values()
     number = submit(capped, study)
     project.await_run(paths)
@@ -309,17 +305,11 @@ def start_slow(capped: CappedCluster, study: str) -> tuple[CellPaths, str]:
     return paths, number
 
 
-def await_end(capped: CappedCluster) -> None:
-    """Wait until no job is left, and let the nodes talk freely again."""
-    await_no_job(capped)
-    run_freely(capped.project.cluster, capped.nodes)
-
-
 def test_a_cancelled_job_sets_its_limits_back(capped: CappedCluster) -> None:
     paths, number = start_slow(capped, "cancelled")
     capped.project.cluster.run("scancel", number)
     capped.assert_all_as_found()
-    await_end(capped)
+    await_no_job(capped)
     assert capped.project.failure(paths).reason is Reason.CANCELLED
     capped.project.assert_nothing_left()
 
@@ -339,7 +329,7 @@ def start_and_kill_guards(capped: CappedCluster, study: str) -> None:
     assert len(guards) == len(nodes)
     for pid in guards:
         os.kill(pid, signal.SIGKILL)
-    await_end(capped)
+    await_no_job(capped)
     failure = capped.project.failure(paths)
     assert failure.reason is Reason.POWER_CAP_LOST
     assert "ended" in failure.message

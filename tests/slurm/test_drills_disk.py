@@ -30,7 +30,7 @@ def test_a_disk_that_is_full_fails_the_cell_and_leaves_nothing(
     project = make_slurm_project(2)
     nodes = project.cluster.layout.node_names()
     (project.root / "results").symlink_to(small_disk)
-    project.write_site({"v100": gpu_type("v100")})
+    project.write_site({"v100": gpu_type("v100")}, collective_timeout_s=60)
     block = project.block(gpu="v100", shards=2, batch=1, length=TALKATIVE_LENGTH)
     project.write_study(**TALKATIVE, matrix=block)
     (paths,) = project.cells()

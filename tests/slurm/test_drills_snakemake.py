@@ -7,34 +7,24 @@ from collections.abc import Callable
 import pytest
 
 from shardwatt.layout import CellPaths
-from slurm_project import (
-    TALKATIVE,
-    TALKATIVE_LENGTH,
-    SlurmProject,
-    await_true,
-    crawl,
-    gpu_type,
-    run_freely,
-)
+from slurm_project import SlurmProject, await_true, gpu_type
 
 pytestmark = pytest.mark.slurm
 
 
 def start_and_kill(project: SlurmProject, gpus: list[str]) -> dict[str, CellPaths]:
-    """Cells of two ranks that go on though the Snakemake that started them was killed."""
-    project.write_study(
-        **TALKATIVE, matrix=project.block(gpu=gpus, shards=2, batch=1, length=TALKATIVE_LENGTH)
-    )
+    """Cells of two ranks whose jobs go on though the Snakemake that started them was killed.
+
+    No model runs: what becomes of the jobs is the same. Rank 1 of each is stopped, so that none ends yet.
+    """
+    block = project.block(engine="simulated", gpu=gpus, shards=2)
+    project.write_study(simulated_window_s=20.0, matrix=block)
     cells = {paths.cell.gpu: paths for paths in project.cells()}
-    crawl(project.cluster, project.cluster.layout.node_names())
     run = project.start("--retries", "0", *(paths.target for paths in cells.values()))
     for paths in cells.values():
         project.await_run(paths)
+        project.signal_rank(paths, 1, "STOP")
     run.stop()
-    refused = project.snakemake(*(paths.target for paths in cells.values()))
-    assert refused.returncode == 1
-    assert "locked" in refused.stdout.lower()
-    assert project.snakemake("--unlock").returncode == 0
     return cells
 
 
@@ -46,12 +36,16 @@ def test_jobs_of_a_killed_run_are_waited_for_and_what_they_leave_is_taken(
     project.write_site(dict.fromkeys(gpus, gpu_type("v100")))
     cells = start_and_kill(project, gpus)
     targets = [paths.target for paths in cells.values()]
+    refused = project.snakemake(*targets)
+    assert refused.returncode == 1
+    assert "locked" in refused.stdout.lower()
+    assert project.snakemake("--unlock").returncode == 0
     jobs = {name: project.job(paths) for name, paths in cells.items()}
     assert project.planned(*targets) == {"wait_for_cell": 2}
     run = project.start("--retries", "1", *targets)
     await_true(lambda: run.output.count("waits for Slurm job") == 2, "both jobs are waited for")
     project.signal_rank(cells["fails"], 1, "KILL")
-    run_freely(project.cluster, project.cluster.layout.node_names())
+    project.signal_rank(cells["goes-on"], 1, "CONT")
     assert run.ended() == 1, run.output
     assert "rank_died" in run.output
     assert project.told() == {"goes-on": ("ok", None), "fails": ("failed", "rank_died")}
@@ -77,10 +71,10 @@ def test_jobs_of_a_killed_run_are_cancelled_first_where_the_site_says_so(
     (paths,) = start_and_kill(project, list(gpus)).values()
     old = project.job(paths)
     assert project.planned(paths.target) == {"cell": 1}
-    run = project.start(paths.target)
+    # The killed run has left its lock.
+    run = project.start("--nolock", paths.target)
     await_true(lambda: project.job(paths) != old, "a new job")
     assert project.job_state(old) == "CANCELLED"
-    run_freely(project.cluster, project.cluster.layout.node_names())
     assert run.ended() == 0, run.output
     assert project.told() == {"again": ("ok", None)}
     assert [(attempt.job_id, attempt.reason) for attempt in project.attempts(paths)] == [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,14 +19,14 @@ import yaml
 
 import simulated_dcgm
 from shardwatt.attempts import Failure
-from shardwatt.errors import Reason
+from shardwatt.errors import INCURABLE, Reason
 from shardwatt.layout import CellPaths
 from shardwatt.readings import DeviceEnergy, Energy, Method, Status
 from shardwatt.recordfiles import read
 from shardwatt.records import Outcome, Record
 from simulated_nvml import build, settings
 from slurm_cluster import Cluster
-from slurm_project import SlurmProject, make_project
+from slurm_project import SlurmProject, await_true, tail
 from workflow_project import RECIPE
 
 pytestmark = pytest.mark.slurm
@@ -34,7 +34,8 @@ pytestmark = pytest.mark.slurm
 STUDY = "energy"
 
 #: Answers run to their full length, so that windows last for seconds.
-MODEL = {**RECIPE, "n_heads": 8, "shards": [2, 4], "mean_response_tokens": 100_000}
+SHARDS = 4
+MODEL = {**RECIPE, "n_heads": 8, "shards": [SHARDS], "mean_response_tokens": 100_000}
 
 #: W of each GPU of a node.
 POWER_W = {
@@ -99,9 +100,13 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def project(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmProject]:
+def project(
+    cluster: Cluster,
+    new_project: Callable[[Path, Cluster, Path], SlurmProject],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[SlurmProject]:
     root = tmp_path_factory.mktemp("energy") / "a project"
-    made = make_project(root, cluster, tmp_path_factory.mktemp("models"))
+    made = new_project(root, cluster, tmp_path_factory.mktemp("models"))
     (root / "config" / "models" / "tiny.yaml").write_text(yaml.safe_dump(MODEL))
     library = build(tmp_path_factory.mktemp("nvml") / "library")
     made.environment |= settings(library, POWER=power(), TICK_S=TICK_S)
@@ -109,20 +114,23 @@ def project(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     made.environment |= simulated_dcgm.settings(root / "dcgm", OWNER=1)
     command = simulated_dcgm.install(root.parent / "dcgm")
     made.write_site(gpu_types(), dcgm={"command": str(command)})
+    done = made.shardwatt("make-model", "tiny", str(SHARDS))
+    assert done.returncode == 0, done.stderr
     yield made
     made.stop()
 
 
 @pytest.fixture(scope="module")
-def finished(project: SlurmProject) -> Finished:
+def finished(project: SlurmProject, run_together: Callable[[SlurmProject, str], None]) -> Finished:
     words = {"prompts": 4, "warmup_tokens": 4, "idle_settle_s": 0.5, "idle_read_s": 2}
     matrix = [
         project.block(gpu=gpu, shards=shards, batch=4, length=100)[0]
         for gpu, shards in ((WHOLE, 4), (ONE, 2), (HALF, 2))
     ]
     project.write_study(STUDY, **words, matrix=matrix)
-    run = project.start(f"results/{STUDY}/cells.parquet")
-    assert run.ended() == 0, run.output
+    run_together(project, STUDY)
+    for paths in project.cells(STUDY):
+        assert paths.record.exists(), tail(paths.supervisor_log)
     return Finished(project)
 
 
@@ -250,15 +258,14 @@ def test_a_node_without_a_meter_leaves_no_sum_and_is_never_made_up(finished: Fin
 
 
 def test_a_study_of_measured_energy_alone_fails_before_any_rank_starts(
-    project: SlurmProject, finished: Finished
+    project: SlurmProject, finished: Finished, run_together: Callable[[SlurmProject, str], None]
 ) -> None:
     project.write_study("measured", prompts=2, energy="measured", matrix=project.block(gpu=HALF, shards=2))
     (paths,) = project.cells("measured")
-    run = project.start(paths.target, "--retries", "1")
-    assert run.ended() != 0
+    run_together(project, "measured")
     failure = read(Failure, paths.failure)
     assert failure.reason is Reason.NOT_MEASURED
-    assert "attempt 2: not tried again" in failure.message
+    assert failure.reason in INCURABLE
     assert "energy: measured" in failure.message
     assert "libnvidia-ml.so.1" in failure.message
     # No rank was ever started.
@@ -269,17 +276,18 @@ def test_a_study_of_measured_energy_alone_fails_before_any_rank_starts(
 def test_a_sampler_that_is_killed_in_mid_run_ends_the_cell_with_its_node(
     project: SlurmProject, finished: Finished
 ) -> None:
-    project.write_study(
-        "killed", prompts=64, idle_read_s=0.0, matrix=project.block(gpu=PAIR, shards=2, length=150)
-    )
+    # No model runs: the samplers are the same.
+    block = project.block(engine="simulated", gpu=PAIR, shards=2)
+    project.write_study("killed", simulated_window_s=300.0, idle_read_s=0.0, matrix=block)
     (paths,) = project.cells("killed")
-    run = project.start(paths.target, "--retries", "0")
+    submitted = project.shardwatt("run-together", "killed")
+    assert submitted.returncode == 0, submitted.stderr
     project.await_run(paths)
     node = project.rank(paths, 1).node
     # Processes have numbers of their own on each node: no other's are met.
     words = ["pkill", "-KILL", "-f", "shardwatt.power.sampling.sampler"]
     subprocess.run(project.cluster.node(node).command(words), check=True)
-    assert run.ended() != 0
+    await_true(paths.failure.exists, "the cell has failed", said=lambda: tail(paths.supervisor_log))
     failure = read(Failure, paths.failure)
     assert failure.reason is Reason.METER_UNAVAILABLE, failure.message
     assert node in f"{failure.node} {failure.message}"

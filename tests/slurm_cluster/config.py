@@ -6,6 +6,12 @@ from collections.abc import Sequence
 
 from slurm_cluster.layout import CPUS_PER_NODE, MEMORY_PER_NODE_MB, Layout, NodeGroup
 
+#: Lines for slurm.conf, in the place of patient ones. A dead node is down after some 30 s: pings come in
+#: rounds, and each has its own time-out.
+LOSES_NODES_SOON = ("SlurmdTimeout=10", "MessageTimeout=10", "TCPTimeout=2")
+#: What ignores SIGTERM is gone after some 7 s.
+KILLS_SOON = ("KillWait=2",)
+
 CGROUP_CONF = """\
 CgroupPlugin=cgroup/v1
 CgroupMountpoint={mountpoint}
@@ -39,13 +45,14 @@ JobAcctGatherType=jobacct_gather/linux
 # More processors and memory than this machine has.
 SlurmdParameters=config_overrides
 
-# Short, so that drills are: a dead node is down after some 30 s (pings come in rounds, and each has its
-# own time-out), what ignores SIGTERM is gone after some 7 s.
-SlurmdTimeout=10
-KillWait=2
-TCPTimeout=2
-# A job that has ended stays visible to squeue; the executor's first look may come late.
-MinJobAge=300
+# A machine that is busy with the ranks of many nodes answers late, and no node is dead.
+SlurmdTimeout=600
+MessageTimeout=60
+TCPTimeout=30
+BatchStartTimeout=300
+KillWait=30
+# A job that has ended stays visible to squeue, however late the look.
+MinJobAge=3600
 # A node that comes back serves again, whatever it was set down for.
 ReturnToService=2
 OverTimeLimit=0

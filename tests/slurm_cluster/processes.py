@@ -18,7 +18,7 @@ from pathlib import Path
 
 from slurm_cluster.layout import ClusterError, fingerprint
 
-_KILL_TIMEOUT_S = 10.0
+_KILL_TIMEOUT_S = 60.0
 
 #: Moves itself into a cgroup, then becomes the program: no child is ever outside.
 _ENTER = 'echo $$ > "$0" && exec "$@"'

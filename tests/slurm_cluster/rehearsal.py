@@ -32,9 +32,6 @@ SITE = Path("profiles") / "slurm" / "rehearsal.yaml"
 FOLDER = Path(".slurm-cluster") / "rehearsal"
 STUDY = "paper-rehearsal"
 
-#: Lines of slurm.conf: a machine that is busy with the ranks of 18 nodes answers late, and no node is dead.
-PATIENT = ("SlurmdTimeout=600", "TCPTimeout=30", "KillWait=30", "BatchStartTimeout=300", "MessageTimeout=60")
-
 #: Longest time in s that Snakemake gets to cancel its jobs, and then those to end.
 _END_TIMEOUT_S = 60.0
 
@@ -152,7 +149,7 @@ def _rehearse(folder: Path, study: str, targets: Sequence[str]) -> int:
     began_s = time.monotonic()
     own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment = own | prepare(folder) | {"OMP_NUM_THREADS": "1"}
-    cluster = Cluster(folder, groups=groups(), conf=[*PATIENT, first_job_line()])
+    cluster = Cluster(folder, groups=groups(), conf=[first_job_line()])
     try:
         cluster.start()
         print(

@@ -15,10 +15,11 @@ from shardwatt.analysis.columns import COLUMNS, DEVICE_COLUMNS, WITH_INTERVAL, m
 from shardwatt.analysis.figures import QUANTITIES
 from shardwatt.analysis.survey import survey
 from shardwatt.analysis.tables import bare_minimum, tables
-from shardwatt.cell import Cell
+from shardwatt.cell import AXES, Cell
 from shardwatt.cellfiles import write_table
 from shardwatt.errors import RecordError
 from shardwatt.layout import CellPaths
+from shardwatt.plan.columns import PLAN_COLUMNS
 from shardwatt.plan.leftout import LeftOut
 from shardwatt.plan.memory import MemoryNeed
 from shardwatt.readings import Status
@@ -229,6 +230,20 @@ def test_columns_are_unique_complete_and_say_which_figures_show_them() -> None:
         assert {name for name in names if kind in used[name]} >= shown
         assert {n for n in WITH_INTERVAL if kind in used[n]} == shown & set(WITH_INTERVAL)
         assert {n for n in WITH_INTERVAL if kind in used[f"{n}_low"]} == shown & set(WITH_INTERVAL)
+
+
+def test_a_name_that_plan_and_record_share_means_the_same() -> None:
+    """Who joins the two tables compares columns by name. Time and joules of a whole job are not the same
+    thing there, so that they have two names each."""
+    planned, found = ({column.name: column.unit for column in columns} for columns in (PLAN_COLUMNS, COLUMNS))
+    shared = planned.keys() & found.keys()
+    work = {"batches", "prompt_tokens", "output_tokens", "generated_tokens"}
+    window = {"prefill_s", "walk_s", "decode_s", "duration_s", "tokens_per_s"}
+    joules = {"power_w", "energy_j", "energy_per_token_j"}
+    assert shared == {*AXES, "cap_w", "nodes"} | work | window | joules
+    assert all(planned[name] == found[name] for name in shared)
+    assert {"allocation_duration_s", "allocation_energy_j"} <= planned.keys()
+    assert {"job_duration_s", "job_energy_j"} <= found.keys()
 
 
 def test_simulated_cells_are_told_apart_and_have_no_intervals(tmp_path: Path) -> None:

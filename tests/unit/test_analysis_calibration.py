@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 from functools import cache
@@ -34,9 +35,11 @@ from shardwatt.plan.calibrated import factors_of
 from shardwatt.plan.device import DEFAULT_FACTORS, Factors
 from shardwatt.plan.forecast import Forecaster
 from shardwatt.readings import Status, Violation
+from shardwatt.run.commit import alone
 from shardwatt.site import Site, load_site
-from shardwatt.siteplan import Calibration, Measured, calibration_file
+from shardwatt.siteplan import Calibration, CalibrationFile, Measured, calibration_file
 from shardwatt.study import Study
+from shardwatt.yamlfile import parse_model, read_mapping
 from small_project import DATASETS, make_root, site_content, study_content, write_yaml
 from synthetic_calibration import CONSTANTS, GPUS, TOKENS, TRUE, cells, observed, site, write_observed
 from synthetic_cells import STUDY, Numbers, write_does_not_fit, write_failed, write_ok
@@ -69,6 +72,20 @@ def calibrated(*found: Observation, there: Site | None = None) -> list[Calibrate
 def of_all_cells() -> Calibrated:
     """Of `v100/reference`, without noise."""
     (made,) = calibrated(*map(observed, cells()))
+    return made
+
+
+@cache
+def of_time_alone() -> Calibrated:
+    """The same with noise, where no energy was metered."""
+    (made,) = calibrated(*(replace(observed(cell, scatter=0.02), energy_j=None) for cell in cells()))
+    return made
+
+
+@cache
+def of_noisy_cells() -> Calibrated:
+    """Of as many as tell every factor, with more noise."""
+    (made,) = calibrated(*(observed(cell, scatter=0.1) for cell in cells()[:8]))
     return made
 
 
@@ -195,16 +212,16 @@ def test_cells_of_another_shape_than_the_model_has_now_are_left_out(root: Path) 
 def test_factors_go_by_gpu_type_and_engine() -> None:
     slow = replace(TRUE, bandwidth=TRUE.bandwidth / 2)
     found = calibrated(
-        *map(observed, cells("v100")),
-        *(observed(cell, slow) for cell in cells("a100")),
-        *(observed(cell, replace(TRUE, bandwidth=0.9)) for cell in cells("v100", engine="fast")),
+        *map(observed, cells("v100")[:7]),
+        *(observed(cell, slow) for cell in cells("a100")[:7]),
+        *(observed(cell, replace(TRUE, bandwidth=0.9)) for cell in cells("v100", engine="fast")[:7]),
     )
     by_key = {one.key: one for one in found}
     assert list(by_key) == ["v100/reference", "a100/reference", "v100/fast"]
     assert by_key["v100/reference"].fit.factors.bandwidth == pytest.approx(TRUE.bandwidth, rel=0.01)
     assert by_key["a100/reference"].fit.factors.bandwidth == pytest.approx(slow.bandwidth, rel=0.01)
     assert by_key["v100/fast"].fit.factors.bandwidth == pytest.approx(0.9, rel=0.01)
-    assert [one.cell.cell.gpu for one in by_key["a100/reference"].from_other_gpus] == ["a100"] * 12
+    assert [one.cell.cell.gpu for one in by_key["a100/reference"].from_other_gpus] == ["a100"] * 7
     assert by_key["v100/fast"].from_other_gpus == [], "no other type ran this engine"
 
 
@@ -240,7 +257,7 @@ def test_twins_do_not_make_up_the_number() -> None:
 
 
 def test_one_gpu_type_with_few_cells_does_not_hold_up_another() -> None:
-    found = calibrated(*map(observed, cells("v100")), *map(observed, cells("a100")[:2]))
+    found = calibrated(*map(observed, cells("v100")[:6]), *map(observed, cells("a100")[:2]))
     assert [one.key for one in found] == ["v100/reference"]
     assert found[0].from_other_gpus == []
 
@@ -262,11 +279,26 @@ def test_what_is_stored_comes_back_as_the_plans_factors(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_of_two_who_store_at_once_neither_loses_the_others_entries(tmp_path: Path) -> None:
+    """A second one waits for a first that has read the file and not written it yet."""
+    path, made = tmp_path / "site.calibration.yaml", stored()
+    with ThreadPoolExecutor() as pool:
+        with alone(path.with_name(f".{path.name}.lock")):
+            second = pool.submit(store, {"a100/reference": made}, path)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.5)
+        store({"v100/reference": made}, path)
+        second.result()
+    known = parse_model(CalibrationFile, read_mapping(path, SiteError), path, SiteError).calibration
+    assert set(known) == {"v100/reference", "a100/reference"}
+
+
 def test_a_forecast_of_what_was_not_measured_says_so(root: Path) -> None:
     there = site(root).model_copy(update={"calibration": {"v100/reference": stored()}})
     forecaster = Forecaster(root, STUDY, study(), there)
     cell = cells()[1]
-    assert forecaster.cell(cell).notes == ()
+    (alone,) = forecaster.cell(cell).notes
+    assert alone.startswith("of the job around the window"), "which no calibration knows"
     changes: list[dict[str, Any]] = [{"cap": "150"}, {"precision": "fp32"}, {"dataset": "gsm8k"}]
     for change in changes:
         notes = forecaster.cell(replace(cell, **change)).notes
@@ -343,7 +375,8 @@ def test_entries_of_others_stay_and_an_own_one_is_replaced(tmp_path: Path) -> No
     assert content["a100/fast"]["source"] == "study of before"
     assert content["v100/reference"]["source"] == "after"
     assert path.read_text().startswith("# Written by `shardwatt calibrate`")
-    assert list(tmp_path.iterdir()) == [path], "nothing temporary stays"
+    left = {entry.name for entry in tmp_path.iterdir()} - {".site.calibration.yaml.lock"}
+    assert left == {path.name}, "nothing temporary stays"
 
 
 def test_a_torn_calibration_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
@@ -373,9 +406,9 @@ def test_intervals_are_those_of_the_whole_forecast(root: Path) -> None:
 
 
 def test_words_name_factors_errors_baselines_and_intervals() -> None:
-    alone = [replace(observed(cell, scatter=0.02), energy_j=None) for cell in cells()]
-    text = "\n".join(told(calibrated(*alone)[0]))
+    text = "\n".join(told(of_time_alone()))
     assert "v100/reference: 12 cells, 12 of them different" in text
+    assert "cells left out in 12 folds, each with its twins" in text
     assert "power" in text
     assert "as assumed: nothing that was measured depends on it" in text
     assert "regression on output tokens alone" in text
@@ -389,7 +422,9 @@ def test_words_name_factors_at_the_bound_and_intervals_that_there_are_not() -> N
     errors: dict[Any, float] = {name: 0.1 for name in made.fit.standard_errors if name != "network"}
     bound = replace(made, fit=replace(made.fit, standard_errors=errors, at_bound=["network"]))
     assert any(" network " in line and "not told: 10 times off" in line for line in told(bound))
-    assert "network" not in entry(bound, "a study", TODAY).fitted
+    stored = entry(bound, "a study", TODAY)
+    assert "network" not in stored.fitted
+    assert stored.at_bound == ["network"]
     forecast = [LeftOut(one.cell, {**one.said, "forecast": one.said["work"]}) for one in made.left_out]
     several = "\n".join(told(replace(made, left_out=forecast)))
     assert "one from the errors of cells independent of it holds a cell in" in several
@@ -434,8 +469,8 @@ def _drawn(one: Observation, mean: float) -> int:
 
 
 def test_the_figure_shows_time_and_energy_and_is_the_same_again(tmp_path: Path) -> None:
-    found = calibrated(*(observed(cell, scatter=0.03) for cell in cells()))
-    groups = [Group(one.key, index, one.left_out, one.spread()) for index, one in enumerate(found)]
+    made = of_noisy_cells()
+    groups = [Group(made.key, 0, made.left_out, made.spread())]
     paths = draw_residuals(groups, tmp_path / "a", STUDY)
     assert [path.name for path in paths] == [f"calibration.{extension}" for extension in FORMATS]
     again = draw_residuals(groups, tmp_path / "b", STUDY)
@@ -444,20 +479,20 @@ def test_the_figure_shows_time_and_energy_and_is_the_same_again(tmp_path: Path) 
 
 
 def test_every_mark_of_the_figure_lies_in_its_panel() -> None:
-    found = calibrated(*(observed(cell, scatter=0.1) for cell in cells()))
-    groups = [Group(one.key, 0, one.left_out, one.spread()) for one in found]
+    made = of_noisy_cells()
+    groups = [Group(made.key, 0, made.left_out, made.spread())]
     panels: list[Any] = compose(groups, STUDY).axes
     assert len(panels) == 2
     for axes in panels:
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         marks = [line.get_xydata()[0] for line in axes.lines[1:]]
-        assert len(marks) == 12
+        assert len(marks) == len(made.cells) == 8
         assert all(left < x < right and bottom < y < top for x, y in marks)
         assert any(left < tick < right for tick in axes.get_xticks())
 
 
 def test_a_study_without_metered_energy_has_a_panel_of_time_alone() -> None:
-    found = calibrated(*(replace(observed(cell), energy_j=None) for cell in cells()))
-    made = compose([Group(one.key, 0, one.left_out, one.spread()) for one in found], STUDY)
-    assert [axes.get_title(loc="left") for axes in made.axes] == ["Time of the inference window"]
-    assert any("only time is shown" in text.get_text() for text in made.texts)
+    made = of_time_alone()
+    drawn = compose([Group(made.key, 0, made.left_out, made.spread())], STUDY)
+    assert [axes.get_title(loc="left") for axes in drawn.axes] == ["Time of the inference window"]
+    assert any("only time is shown" in text.get_text() for text in drawn.texts)

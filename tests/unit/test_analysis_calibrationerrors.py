@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -30,6 +32,38 @@ ASSUMED = DEFAULT_FACTORS["cuda"]
 OTHER_STEPS = {"temperature": 0.0, "cuda_graphs": "never", "cache_tokens": 512}
 
 
+@cache
+def without_noise(gpu: str = "v100") -> tuple[Observation, ...]:
+    """Each cell as the models say."""
+    return tuple(map(observed, cells(gpu)))
+
+
+@cache
+def scattered(by: float, seed: int = 0) -> tuple[Observation, ...]:
+    """Each cell on V100s with noise."""
+    return tuple(observed(cell, scatter=by, seed=seed) for cell in cells())
+
+
+@cache
+def slow() -> Observation:
+    """The first cell three times as slow as the models say."""
+    return observed(cells()[0], slower=3.0)
+
+
+#: Of observations that stay: what one test asks of the models, another need not ask again.
+PREDICTIONS = Predictions(predict)
+
+
+@cache
+def each_left_out(*observations: Observation) -> Sequence[LeftOut]:
+    """Cells that stay, each left out by itself."""
+    return leave_one_out(observations, ASSUMED, PREDICTIONS)
+
+
+#: Of `without_noise`, enough to tell every factor.
+FEW = 6
+
+
 def left_out(off: float, index: int, repeat: int = 1) -> LeftOut:
     """A cell whose time was exp(off) times what the models said."""
     one = observed(replace(cells()[0], length=index + 1, repeat=repeat))
@@ -39,19 +73,17 @@ def left_out(off: float, index: int, repeat: int = 1) -> LeftOut:
 
 def test_a_cell_is_predicted_by_a_fit_that_has_not_seen_it() -> None:
     """However slow a cell was: its own prediction is that of the others, to the last digit."""
-    observations = [observed(cell, scatter=0.03) for cell in cells()]
-    slow = replace(observed(cells()[0], slower=3.0))
-    mixed = [slow, *observations[1:]]
-    found = leave_one_out(mixed, ASSUMED, Predictions(predict))
+    mixed = [slow(), *scattered(0.03)[1:]]
+    found = leave_one_out(mixed, ASSUMED, PREDICTIONS)
     assert [one.cell for one in found] == mixed
     without = fit(mixed[1:], ASSUMED, Predictions(predict))
-    assert found[0].said["work"][0] == predict(slow, without.factors).duration_s
+    assert found[0].said["work"][0] == predict(slow(), without.factors).duration_s
     assert found[0].off("work", "duration_s") == pytest.approx(math.log(3), abs=0.15)
 
 
 def test_every_other_fold_is_made_anew() -> None:
-    observations = [observed(cell, scatter=0.05) for cell in cells()]
-    found = leave_one_out(observations, ASSUMED, Predictions(predict))
+    observations = scattered(0.05)
+    found = each_left_out(*observations)
     for index in (3, 8):
         others = observations[:index] + observations[index + 1 :]
         factors = fit(others, ASSUMED, Predictions(predict)).factors
@@ -64,8 +96,8 @@ def test_every_other_fold_is_made_anew() -> None:
 def test_many_cells_leave_several_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of those that are left out together may be in the fit that predicts them."""
     monkeypatch.setattr(calibrationerrors, "MOST_FOLDS", 5)
-    observations = [observed(cell, scatter=0.05) for cell in cells()]
-    found = {one.cell.cell: one for one in leave_one_out(observations, ASSUMED, Predictions(predict))}
+    observations = scattered(0.05)
+    found = {one.cell.cell: one for one in leave_one_out(observations, ASSUMED, PREDICTIONS)}
     assert len(found) == 12
     others = [one for index, one in enumerate(observations) if index % 5 != 1]
     factors = fit(others, ASSUMED, Predictions(predict)).factors
@@ -75,11 +107,10 @@ def test_many_cells_leave_several_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_repeats_leave_with_their_cell() -> None:
     """A repeat that stays would tell the time of the one that is left out."""
-    observations = [observed(cell) for cell in cells()]
-    slow = observed(cells()[0], slower=3.0)
-    again = replace(slow, cell=replace(slow.cell, repeat=2))
-    found = leave_one_out([slow, again, *observations[1:]], ASSUMED, Predictions(predict))
-    alone = leave_one_out([slow, *observations[1:]], ASSUMED, Predictions(predict))
+    others = without_noise()[1:FEW]
+    again = replace(slow(), cell=replace(slow().cell, repeat=2))
+    found = leave_one_out([slow(), again, *others], ASSUMED, Predictions(predict))
+    alone = each_left_out(slow(), *others)
     assert found[0].said["work"] == found[1].said["work"] == alone[0].said["work"]
     assert found[0].said["mean"] == alone[0].said["mean"]
     assert found[0].said["tokens"] == alone[0].said["tokens"]
@@ -91,8 +122,8 @@ def test_a_calibrated_forecast_stands_beside_the_one_without() -> None:
     def forecast(one: Observation, factors: Factors) -> tuple[float | None, float | None]:
         return predict(one, factors).duration_s, None
 
-    both = [observed(cell) for cell in [*cells("v100"), *cells("a100")]]
-    for one in leave_gpu_out(both, ASSUMED, Predictions(predict), forecast):
+    both = [*without_noise("v100"), *without_noise("a100")]
+    for one in leave_gpu_out(both, ASSUMED, PREDICTIONS, forecast):
         assert one.said["assumed"] == (predict(one.cell, ASSUMED).duration_s, None)
         assert one.said["forecast"] != one.said["assumed"]
 
@@ -104,12 +135,10 @@ def test_a_calibrated_forecast_stands_beside_the_one_without() -> None:
 )
 def test_the_same_cell_in_another_study_leaves_with_it(changes: dict[str, Any]) -> None:
     """Kept in the training it would tell the time, and the errors be those of repeats."""
-    observations = [observed(cell) for cell in cells()]
-    slow = observed(cells()[0], slower=3.0)
-    other = CONSTANTS.model_copy(update=changes)
-    twin = replace(slow, study="another", constants=other)
-    found = leave_one_out([slow, twin, *observations[1:]], ASSUMED, Predictions(predict))
-    alone = leave_one_out([slow, *observations[1:]], ASSUMED, Predictions(predict))
+    others = without_noise()[1:FEW]
+    twin = replace(slow(), study="another", constants=CONSTANTS.model_copy(update=changes))
+    found = leave_one_out([slow(), twin, *others], ASSUMED, Predictions(predict))
+    alone = each_left_out(slow(), *others)
     assert found[0].said["work"] == found[1].said["work"] == alone[0].said["work"]
     assert found[0].said["mean"] == alone[0].said["mean"]
 
@@ -141,10 +170,9 @@ def test_what_changes_a_step_makes_another_cell() -> None:
 
 def test_a_whole_gpu_type_is_left_out() -> None:
     """What A100s did must not matter for their own prediction, only for that of the V100s."""
-    v100s = [observed(cell) for cell in cells("v100")]
-    a100s = [observed(cell) for cell in cells("a100")]
+    v100s, a100s = without_noise("v100"), without_noise("a100")
     odd = [observed(cell, slower=5.0) for cell in cells("a100")]
-    usual = {one.cell.cell: one for one in leave_gpu_out([*v100s, *a100s], ASSUMED, Predictions(predict))}
+    usual = {one.cell.cell: one for one in leave_gpu_out([*v100s, *a100s], ASSUMED, PREDICTIONS)}
     changed = {one.cell.cell: one for one in leave_gpu_out([*v100s, *odd], ASSUMED, Predictions(predict))}
     assert len(usual) == 24
     for cell in cells("a100"):
@@ -156,10 +184,7 @@ def test_a_whole_gpu_type_is_left_out() -> None:
 def test_a_gpu_that_differs_is_seen_by_leaving_its_type_out_alone() -> None:
     """A100s half as fast as V100s' factors promise: off by up to ln 2, and fine by themselves."""
     slow = replace(TRUE, bandwidth=TRUE.bandwidth / 2, compute=TRUE.compute / 2, launch=2 * TRUE.launch)
-    both = [
-        *(observed(cell) for cell in cells("v100")),
-        *(observed(cell, slow) for cell in cells("a100")),
-    ]
+    both = [*without_noise("v100"), *(observed(cell, slow) for cell in cells("a100"))]
     across = [
         one for one in leave_gpu_out(both, ASSUMED, Predictions(predict)) if one.cell.cell.gpu == "a100"
     ]
@@ -172,11 +197,11 @@ def test_a_gpu_that_differs_is_seen_by_leaving_its_type_out_alone() -> None:
 
 
 def test_one_gpu_type_has_no_other_to_learn_from() -> None:
-    assert leave_gpu_out([observed(cell) for cell in cells()], ASSUMED, Predictions(predict)) == []
+    assert leave_gpu_out(without_noise(), ASSUMED, PREDICTIONS) == []
 
 
 def test_the_models_beat_both_baselines_where_they_are_right() -> None:
-    found = leave_one_out([observed(cell, scatter=0.03) for cell in cells()], ASSUMED, Predictions(predict))
+    found = each_left_out(*scattered(0.03))
     for quantity in ("duration_s", "energy_j"):
         own = error(found, "work", quantity)
         assert own is not None
@@ -207,10 +232,10 @@ def test_a_forecast_gets_the_factors_of_its_fold_alone() -> None:
         asked.append((one, factors))
         return one.duration_s / 2, None
 
-    observations = [observed(cell, scatter=0.05) for cell in cells()]
-    found = leave_one_out(observations, ASSUMED, Predictions(predict), forecast)
+    observations = scattered(0.05)
+    found = leave_one_out(observations, ASSUMED, PREDICTIONS, forecast)
     fitted = [(one, factors) for one, factors in asked if factors is not ASSUMED]
-    assert [one for one, _ in fitted] == observations
+    assert tuple(one for one, _ in fitted) == observations
     assert len({factors.bandwidth for _, factors in fitted}) == len(observations), "each fold has its own"
     assert found[0].off("forecast", "duration_s") == pytest.approx(math.log(2))
     assert found[0].off("forecast", "energy_j") is None
@@ -281,8 +306,7 @@ def test_nine_tenths_of_right_models_lie_in_their_interval() -> None:
     """Over noise of 5 % the interval is neither a tenth nor ten times of it, and holds about what it says."""
     within = asked = 0
     for seed in range(3):
-        observations = [observed(cell, scatter=0.05, seed=seed) for cell in cells()]
-        found = leave_one_out(observations, ASSUMED, Predictions(predict))
+        found = each_left_out(*scattered(0.05, seed))
         low, high = spread(found, "work", "duration_s") or (0, 0)
         assert 0.02 < math.log(high / low) / 2 < 0.2
         counts = coverage(found, "work", "duration_s")

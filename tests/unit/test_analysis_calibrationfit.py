@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from statistics import median
 
 import pytest
 
 from shardwatt.analysis.calibrationcells import Observation, predict
 from shardwatt.analysis.calibrationfit import FARTHEST, MOST_ERROR, NAMES, Fit, Predictions, fit
 from shardwatt.plan.device import DEFAULT_FACTORS, Factors
+from shardwatt.siteplan import FactorName
 from synthetic_calibration import TRUE, cells, observed
 
 ASSUMED = DEFAULT_FACTORS["cuda"]
@@ -126,6 +128,27 @@ def test_a_factor_at_the_bound_of_the_search_is_not_called_fitted() -> None:
     for name in found.at_bound:
         over = getattr(found.factors, name) / getattr(ASSUMED, name)
         assert max(over, 1 / over) == pytest.approx(FARTHEST)
+
+
+@pytest.mark.parametrize(
+    ("name", "truth"),
+    [("bandwidth", replace(TRUE, bandwidth=0.04)), ("network", replace(TRUE, network=0.04))],
+)
+def test_the_bound_of_the_search_predicts_better_than_the_assumption(
+    name: FactorName, truth: Factors
+) -> None:
+    """A twentieth of the assumption is not sought. Half of the cells are fitted, the others predicted: the
+    bound is nearer than the assumption, which is why forecasts use it."""
+    observations = [observed(cell, truth) for cell in cells()]
+    found = fitted(observations[::2])
+    assert found.at_bound == [name]
+
+    def off(factors: Factors) -> float:
+        return median(
+            abs(math.log(predict(one, factors).duration_s / one.duration_s)) for one in observations[1::2]
+        )
+
+    assert off(found.factors) < 0.5 * off(replace(found.factors, **{name: getattr(ASSUMED, name)}))
 
 
 def test_repeats_of_a_cell_have_the_weight_of_one() -> None:

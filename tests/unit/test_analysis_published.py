@@ -11,6 +11,7 @@ import pytest
 from shardwatt.analysis.aggregate import aggregate
 from shardwatt.analysis.publishedtable import published
 from shardwatt.analysis.survey import survey
+from shardwatt.analysis.tableformats import as_csv, as_latex, shown
 from shardwatt.analysis.tablemodel import Row, Table
 from shardwatt.cell import Cell
 from shardwatt.plan.published import PAPER, PUBLISHED, USUAL_CAP_W
@@ -75,6 +76,26 @@ def test_both_data_sets_are_averaged_and_uncapped_cells_stand_for_the_usual_cap(
     assert (row["shards"], row["cap"], row["published"]) == (8, "none", 94.75)
     assert row["here"] == pytest.approx(85)
     assert row["difference"] == pytest.approx(85 - 94.75)
+
+
+def test_a_published_maximum_of_memory_activity_stands_beside_the_maximum_and_the_mean(
+    tmp_path: Path,
+) -> None:
+    """Table IV's is a maximum, and a study has both; Table V does not say which it prints."""
+    busy = Numbers().utilisation.model_copy(update={"memory_activity": Mean(mean=0.2, max=0.6)})
+    cells = [_65b(), _65b(gpu="v100", shards=8)]
+    for cell in cells:
+        write_ok(tmp_path, cell, Numbers(utilisation=busy))
+    maximum, mean = _rows(tmp_path, cells, "Table IV", "memory")
+    assert (maximum["quantity"], mean["quantity"]) == (
+        "memory activity, maximum",
+        "memory activity, mean, beside a published maximum",
+    )
+    assert maximum["published"] == mean["published"] == 23.36
+    assert (maximum["here"], mean["here"]) == (pytest.approx(60), pytest.approx(20))
+    assert (maximum["difference"], mean["difference"]) == (pytest.approx(36.64), pytest.approx(-3.36))
+    (five,) = _rows(tmp_path, cells, "Table V", "memory")
+    assert (five["quantity"], five["here"]) == ("memory activity, mean", pytest.approx(20))
 
 
 def test_where_the_study_has_the_usual_cap_uncapped_cells_are_left_out(tmp_path: Path) -> None:
@@ -169,7 +190,8 @@ def test_every_value_of_the_paper_can_be_found_in_a_study_that_has_its_run(tmp_p
     for cell in sorted(cells, key=lambda cell: cell.path):
         write_ok(tmp_path, cell)
     rows = _table(tmp_path, list(cells)).rows
-    assert len(rows) == len(paper)
+    twice = [one for one in paper if one.quantity == "memory_activity_max_percent"]
+    assert len(rows) == len(paper) + len(twice) == len(paper) + 4
     assert not [row for row in rows if row["here"] is None]
 
 
@@ -182,3 +204,49 @@ def test_joules_by_shards_are_compared_with_eight_and_the_best_is_named(tmp_path
     assert (ratio["here"], ratio["difference"]) == (pytest.approx(2), 0)
     (best,) = _rows(tmp_path, cells, "findings, figure 6", "shards with")
     assert (best["published"], best["here"], best["difference"]) == (16, 16, 0)
+
+
+def _printed(base: Path, cells: list[Cell], quantity: str) -> dict[str, str]:
+    """The row of a quantity as it is shown, by column."""
+    table = _table(base, cells)
+    labels = [field.label for field in table.shown_fields]
+    rows = [dict(zip(labels, row, strict=True)) for row in shown(table)]
+    return next(row for row in rows if row["quantity"] == quantity)
+
+
+def test_counts_and_watts_are_printed_without_decimals(tmp_path: Path) -> None:
+    cells = [
+        make_cell(model="llama-13b", shards=2, batch=64, cap="250"),
+        _65b(length=512, gpu="v100", shards=8),
+    ]
+    for cell in cells:
+        write_ok(tmp_path, cell, Numbers(power_w=50))
+    fewest = _printed(tmp_path, cells, "fewest GPUs")
+    assert [fewest[name] for name in ("published", "here", "unit", "difference", "in")] == [
+        *("2", "2", "GPUs"),
+        *("0", "GPUs"),
+    ]
+    power = _printed(tmp_path, cells, "power of all GPUs")
+    assert [power[name] for name in ("published", "here", "unit", "difference", "in")] == [
+        *("300", "400", "W"),
+        *("33.3", "%"),
+    ]
+
+
+def test_what_is_rounded_to_zero_has_no_sign(tmp_path: Path) -> None:
+    busy = Numbers().utilisation.model_copy(update={"sm_utilisation": Mean(mean=0.947499, max=1.0)})
+    write_ok(tmp_path, _65b(gpu="v100", shards=8), Numbers(utilisation=busy))
+    row = _printed(tmp_path, [_65b(gpu="v100", shards=8)], "SM utilisation, mean")
+    assert (row["published"], row["here"], row["difference"]) == ("94.75", "94.75", "0.00")
+
+
+def test_a_range_without_an_upper_end_is_shown_as_one(tmp_path: Path) -> None:
+    cells = [_65b(gpu="v100", dataset="gsm8k", length=512, shards=shards) for shards in (8, 32)]
+    for cell in cells:
+        write_ok(tmp_path, cell)
+    quantity = "energy per token over that of 8 shards"
+    row = _printed(tmp_path, cells, quantity)
+    assert (row["published"], row["up to"], row["unit"]) == ("1.00", "∞", "times")
+    table = _table(tmp_path, cells)
+    assert r"$\infty$" in as_latex(table)
+    assert "1.0,inf," in as_csv(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from shardwatt.cell import Cell
 from shardwatt.errors import RecordError, ShardwattError
 from shardwatt.layout import CellPaths
 from shardwatt.readings import Status
+from shardwatt.run.commit import alone
 from shardwatt.study import Block, Study
 from synthetic_cells import (
     CONSTANTS,
@@ -72,9 +74,23 @@ def _html(base: Path) -> str:
     return (base / "out" / "report.html").read_text(encoding="utf-8")
 
 
+def test_of_two_who_build_one_folder_the_second_waits(tmp_path: Path) -> None:
+    """Or figures of one state of the study would stand beside the table of another."""
+    out, states = tmp_path / "out", survey(tmp_path, STUDY, [make_cell()], CONSTANTS)
+    with ThreadPoolExecutor() as pool:
+        with alone(out / ".lock"):
+            second = pool.submit(build_all, tmp_path, STUDY, SYNTHETIC, states, out)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=2)
+            assert [path.name for path in out.iterdir()] == [".lock"]
+        second.result()
+    assert (out / "report.html").is_file()
+
+
 def test_everything_is_built_from_what_there_is(mixed: Path) -> None:
     out = mixed / "out"
     assert {path.name for path in out.iterdir()} == {
+        ".lock",
         "cells.csv",
         "cells.parquet",
         "devices.csv",

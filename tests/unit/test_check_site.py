@@ -286,6 +286,18 @@ def test_some_small_nodes_among_enough_others_are_a_warning() -> None:
     assert found[1] == "ok: 2 nodes of partition v100 fit: 2 idle"
 
 
+def test_memory_that_no_job_may_ask_for_is_named_with_what_the_nodes_have() -> None:
+    """The plan asks for what cells need, up to memory_per_node_max_gib, and for no more than that."""
+    first, _ = compare({"memory_per_node_max_gib": None}, node("n1", {"v100": 2}))
+    assert first == (
+        "note: memory_per_node_max_gib: not given; no job asks for more than 64 GiB a node, even where a "
+        "cell needs it by the plan; every node has 375"
+    )
+    assert len(compare({}, node("n1", {"v100": 2}))) == 1, "with both there is nothing to say"
+    all_there_is = {"memory_per_node_gib": 375.0, "memory_per_node_max_gib": None}
+    assert len(compare(all_there_is, node("n1", {"v100": 2}))) == 1, "nor where jobs ask for all there is"
+
+
 def test_sbatch_is_asked_with_the_words_of_a_cell() -> None:
     words = sbatch_words(slurm_site(), "v100", 8, Path("/base"))
     assert words[0] == "sbatch"

@@ -5,22 +5,32 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from shardwatt.analysis.survey import State
+from shardwatt.attempts import Attempt
 from shardwatt.cell import Cell
 from shardwatt.cli import main
+from shardwatt.cli.leftovers import left_by
 from shardwatt.cli.options import Place
 from shardwatt.layout import CELL_FILES, CellPaths
 from shardwatt.models import find_checkpoint, fingerprint
+from shardwatt.recordfiles import write
+from shardwatt.records import Outcome
+from shardwatt.run.commit import alone
+from shardwatt.site import load_site
 from small_project import BLOCK, DATASETS, make_checkpoint, make_root, make_site, site_content, write_yaml
 from synthetic_cells import (
     CONSTANTS,
+    STARTED,
     STUDY,
     Numbers,
     make_cell,
@@ -210,6 +220,49 @@ def test_only_the_four_files_of_refused_cells_are_removed(shardwatt: Shardwatt, 
     assert shardwatt("cells", STUDY, "--outcome", "invalid", "--format", "targets").stdout == ""
 
 
+def test_a_result_that_comes_while_others_are_removed_stays(root: Path) -> None:
+    """As another job commits it: under the lock, which the command waits for."""
+    torn, outdated = (CellPaths(root, STUDY, cell(batch)) for batch in (5, 10))
+    with alone(outdated.commit_lock):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "shardwatt", "cells", STUDY, "--remove-invalid"],
+            cwd=root,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        said = iter(process.stderr.readline, "")
+        assert f"removed invalid: {torn.target}\n" in said
+        shutil.rmtree(outdated.results)
+        write_ok(root, cell(10))
+    assert f"has a new result meanwhile, left alone: {outdated.target}\n" in said
+    process.communicate()
+    assert process.returncode == 0
+    assert {path.name for path in outdated.results.iterdir()} == set(CELL_FILES)
+
+
+def test_a_result_that_its_job_tells_of_is_awaited_until_it_is_seen(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS: what is told as failed, Snakemake removes."""
+    monkeypatch.chdir(root)
+    file = root / "profiles" / "local" / "site.yaml"
+    place = Place(root, root, load_site([file]), (file,))
+    paths = CellPaths(root, STUDY, cell(4))
+    ended = Attempt(job_id="7", node="n0", pid=1, started_at=STARTED, ended_at=STARTED, outcome=Outcome.OK)
+    write(ended, paths.attempt("7"))
+    assert left_by(place, STUDY, paths.cell, ["8"]).state is State.FAILED
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(left_by, place, STUDY, paths.cell, ["7"])
+        with pytest.raises(TimeoutError):
+            found.result(timeout=0.5)
+        write_ok(root, paths.cell)
+        assert found.result().state is not State.FAILED
+        assert found.result().reason != "rank_died"
+
+
 def test_removing_keeps_to_the_filters(shardwatt: Shardwatt, root: Path) -> None:
     shardwatt("cells", STUDY, "--remove-invalid", "--outcome", "outdated")
     assert CellPaths(root, STUDY, cell(5)).record.exists()
@@ -277,7 +330,7 @@ def test_ctrl_c_ends_in_one_word(root: Path) -> None:
     )  # fmt: skip
     with site.open("w"):  # returns once the command has opened it
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert errors.strip() == "shardwatt: interrupted"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,10 +30,14 @@ MATRIX = {
 }
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+#: Which of them a plan is looked at.
+ONE_CELL = ["--where", "gpu=v100", "--where", "shards=1", "--where", "batch=4", "--where", "length=64"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which seven cells of each of two GPU types have run, of more that there are."""
-    root = make_root(tmp_path / "a project")
+    root = make_root(tmp_path_factory.mktemp("finished") / "a project")
     (root / "Snakefile").touch()
     datasets = {name: {**dataset, "tokens": TOKENS} for name, dataset in DATASETS.items()}
     write_yaml(root / "config" / "datasets.yaml", {"datasets": datasets})
@@ -46,6 +51,12 @@ def root(tmp_path: Path) -> Path:
     for cell in cells("a100")[:7]:
         write_observed(root, observed(cell, slow, scatter=0.02), numbers)
     return root
+
+
+@pytest.fixture
+def root(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished project, of the same name, for a test to change."""
+    return Path(shutil.copytree(finished, tmp_path / finished.name))
 
 
 @pytest.fixture
@@ -69,9 +80,15 @@ def calibration(root: Path) -> Path:
     return root / "profiles" / "local" / "site.calibration.yaml"
 
 
-def test_factors_go_beside_the_site_file_and_the_figure_to_the_study(
+def test_factors_go_beside_the_site_file_and_the_figure_to_the_study_and_the_next_finds_the_same(
     root: Path, shardwatt: Shardwatt
 ) -> None:
+    """What is stored feeds back into forecasts, and not into the next fit."""
+    before = shardwatt("plan", STUDY, "--format", "json", *ONE_CELL)
+    assert before.returncode == 0, before.stderr
+    assert "calibrated on" not in before.stdout
+    assert "not calibrated" in before.stdout
+
     run = shardwatt("calibrate", STUDY)
     assert run.returncode == 0, run.stderr
     content = yaml.safe_load(calibration(root).read_text())["calibration"]
@@ -90,17 +107,13 @@ def test_factors_go_beside_the_site_file_and_the_figure_to_the_study(
     assert "llama-7b on alpaca" in run.stdout
     assert "better than both baselines" in run.stdout
 
-
-def test_a_forecast_then_carries_intervals(root: Path, shardwatt: Shardwatt) -> None:
-    where = ["--where", "gpu=v100", "--where", "shards=1", "--where", "batch=4", "--where", "length=64"]
-    before = shardwatt("plan", STUDY, "--format", "json", *where)
-    assert before.returncode == 0, before.stderr
-    assert shardwatt("calibrate", STUDY).returncode == 0
-    after = shardwatt("plan", STUDY, "--format", "json", *where)
+    after = shardwatt("plan", STUDY, "--format", "json", *ONE_CELL)
     assert before.stdout != after.stdout
-    assert "calibrated on" not in before.stdout
-    assert "not calibrated" in before.stdout
     assert "not calibrated" not in after.stdout
+
+    stored = calibration(root).read_text()
+    assert shardwatt("calibrate", STUDY).returncode == 0
+    assert calibration(root).read_text() == stored
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(root: Path, shardwatt: Shardwatt) -> None:
@@ -109,14 +122,6 @@ def test_a_dry_run_says_the_same_and_writes_nothing(root: Path, shardwatt: Shard
     assert "v100/reference: 7 cells" in run.stdout
     assert not calibration(root).exists()
     assert not (root / "results" / STUDY / "calibration.svg").exists()
-
-
-def test_calibrating_again_finds_the_same(root: Path, shardwatt: Shardwatt) -> None:
-    """What is stored must not feed back into the next fit."""
-    assert shardwatt("calibrate", STUDY).returncode == 0
-    first = calibration(root).read_text()
-    assert shardwatt("calibrate", STUDY).returncode == 0
-    assert calibration(root).read_text() == first
 
 
 def test_a_study_with_too_few_cells_is_refused_with_what_to_run(root: Path, shardwatt: Shardwatt) -> None:

@@ -96,10 +96,10 @@ def test_csv_and_json_tell_the_same_of_every_cell(shardwatt: Shardwatt) -> None:
     assert float(small["needed_gib"]) > float(small["had_gib"]) == 32
     assert (usual["fits"], usual["blocks"], usual["gpus"], usual["currency"]) == ("True", "1 2", "8", "EUR")
     assert float(large["weights_gib"]) == pytest.approx(float(usual["weights_gib"]) / 2, rel=0.01)
-    kwh = float(usual["job_energy_j"]) / 3.6e6
+    kwh = float(usual["allocation_energy_j"]) / 3.6e6
     assert float(usual["cost"]) == pytest.approx(kwh * 1.5 * 0.25)
-    assert float(usual["job_duration_s"]) > float(usual["duration_s"]) > 0
-    assert float(usual["job_energy_j"]) > float(usual["energy_j"]) > 0
+    assert float(usual["allocation_duration_s"]) > float(usual["duration_s"]) > 0
+    assert float(usual["allocation_energy_j"]) > float(usual["energy_j"]) > 0
 
 
 def test_totals_are_of_the_blocks_and_once_of_the_whole(shardwatt: Shardwatt) -> None:
@@ -125,13 +125,20 @@ def test_filters_narrow_the_plan_and_its_sums(shardwatt: Shardwatt) -> None:
     assert none.startswith(f"{STUDY} on testbed: 0 of 8")
 
 
-def test_writing_makes_the_three_files(shardwatt: Shardwatt, root: Path) -> None:
+def test_writing_makes_the_four_files(shardwatt: Shardwatt, root: Path) -> None:
     names = printed(shardwatt("plan", STUDY, "--write")).splitlines()
     folder = root / "results" / STUDY
-    assert [Path(name) for name in names] == [folder / f"plan.{kind}" for kind in ("csv", "parquet", "md")]
+    files = ("plan.csv", "plan-totals.csv", "plan.parquet", "plan.md")
+    assert [Path(name) for name in names] == [folder / name for name in files]
     assert (folder / "plan.csv").read_text() == printed(shardwatt("plan", STUDY, "--format", "csv"))
     assert (folder / "plan.md").read_text() == printed(shardwatt("plan", STUDY, "--format", "markdown"))
     assert pq.read_table(folder / "plan.parquet").num_rows == 8
+    content = json.loads(printed(shardwatt("plan", STUDY, "--format", "json")))
+    with (folder / "plan-totals.csv").open(encoding="utf-8", newline="") as stream:
+        totals = list(csv.DictReader(stream))
+    told = [one["sums"]["energy_j"]["value"] for one in (*content["blocks"], content["total"])]
+    assert [float(row["energy_j"]) for row in totals] == told
+    assert [row["block"] for row in totals] == ["1", "2", ""]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +163,11 @@ def test_a_plan_of_unknown_models_alone_is_refused_with_what_to_do(shardwatt: Sh
     path = root / "config" / "studies" / "odd.yaml"
     content = {"title": "A test", "prompts": 256, "matrix": [{**BLOCK, "model": ["lama-65b", "llama-65b"]}]}
     write_yaml(path, content)
-    assert "of 1 it is not known whether they fit" in printed(shardwatt("plan", "odd"))
+    beside_a_known_one = printed(shardwatt("plan", "odd"))
+    assert "of 1 it is not known whether they fit" in beside_a_known_one
+    told = " ".join(beside_a_known_one.split())
+    assert "warning: the shape of model 'lama-65b' is not known here; did you mean 'llama-65b'?" in told
+    assert "nothing is predicted (1 cell)" in told
     filtered = shardwatt("plan", "odd", "--where", "model=lama-65b")
     write_yaml(path, {**content, "matrix": [{**BLOCK, "model": "lama-65b"}]})
     for run in (filtered, shardwatt("plan", "odd", "--format", "csv"), shardwatt("plan", "odd", "--write")):

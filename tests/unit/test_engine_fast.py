@@ -323,8 +323,25 @@ def test_a_step_that_has_no_memory_does_not_fit(root: Path, monkeypatch: pytest.
             raise torch.OutOfMemoryError("out of memory")
 
     engine = recording(root, monkeypatch, Full(), "stay", len(PROMPTS))
-    with pytest.raises(DoesNotFit):
+    with pytest.raises(DoesNotFit, match=r"^out of memory$"):
         generated(engine, warm_up(len(PROMPTS), 1), SAMPLED)
+
+
+@pytest.mark.parametrize("with_another_cache", [False, True])
+def test_memory_that_runs_out_after_a_failed_capture_is_told_with_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch, with_another_cache: bool
+) -> None:
+    engine = recording(root, monkeypatch, Recorder(0, RuntimeError("not permitted")), "stay", len(PROMPTS))
+    generated(engine, warm_up(len(PROMPTS), 1), SAMPLED)
+    if with_another_cache:
+        engine.allocate(len(PROMPTS), POSITIONS)
+
+    def full(*words: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(engine.model, "prefill", full)
+    with pytest.raises(DoesNotFit, match=r"2\.00 GiB\. \(a CUDA graph could not be .*`cuda_graphs: never`"):
+        generated(engine, request(len(PROMPTS)), SAMPLED)
 
 
 def test_every_cache_of_an_engine_has_its_steps_captured_on_one_stream(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,23 @@ def test_a_rank_whose_rank_0_is_gone_says_so(tmp_path: Path) -> None:
     assert caught.value.reason is Reason.START_TIMEOUT
 
 
+def test_a_rank_does_not_join_another_cells_store(tmp_path: Path) -> None:
+    """Rank 0 is gone, and the system has given its port to another cell's."""
+    other, own = tmp_path / "other", tmp_path / "own"
+    other.mkdir()
+    own.mkdir()
+    thread = threading.Thread(target=_open_and_give_up, args=(other, 3.0))
+    thread.start()
+    while not (other / RENDEZVOUS).exists():
+        time.sleep(0.01)
+    address = json.loads((other / RENDEZVOUS).read_text())
+    (own / RENDEZVOUS).write_text(json.dumps({**address, "start": "its own"}))
+    with pytest.raises(CellFailure, match="cannot reach rank 0") as caught:
+        meet(own, 1, start_timeout_s=3)
+    thread.join()
+    assert caught.value.reason is Reason.START_TIMEOUT
+
+
 def test_cells_that_start_at_once_take_ports_of_their_own(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "abcd"]
     threads = []
@@ -101,9 +120,9 @@ def test_cells_that_start_at_once_take_ports_of_their_own(tmp_path: Path) -> Non
     assert len({(folder / RENDEZVOUS).read_text() for folder in folders}) == len(folders)
 
 
-def _open_and_give_up(folder: Path) -> None:
+def _open_and_give_up(folder: Path, start_timeout_s: float = 0.5) -> None:
     with pytest.raises(CellFailure):
-        meet(folder, 0, start_timeout_s=0.5)
+        meet(folder, 0, start_timeout_s)
 
 
 def test_a_group_of_one_agrees_and_can_be_left_and_joined_again(tmp_path: Path) -> None:

@@ -198,6 +198,17 @@ Last error:
         raise torch.distributed.DistBackendError(told)
 
 
+def test_a_rank_that_does_not_answer_is_told_and_a_kernel_that_ran_too_long_is_not_taken_for_one() -> None:
+    peers = "[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 5000ms for recv to complete"
+    with pytest.raises(CellFailure, match="another rank did not answer") as caught, torch_failures():
+        raise RuntimeError(f"Gloo failed.\n{peers}")
+    assert caught.value.reason is Reason.COLLECTIVE_TIMEOUT
+    # As torch 2.13 tells cudaErrorLaunchTimeout.
+    own = "CUDA error: the launch timed out and was terminated\nSearch for `cudaErrorLaunchTimeout' in https://…"
+    with pytest.raises(RuntimeError, match="launch timed out"), torch_failures():
+        raise RuntimeError(own)
+
+
 def test_an_error_of_another_kind_stays_what_it_is() -> None:
     with pytest.raises(RuntimeError, match="shapes"), torch_failures():
         raise RuntimeError("shapes do not match")

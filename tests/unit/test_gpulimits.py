@@ -55,6 +55,16 @@ def test_without_a_data_sheet_the_sites_own_watts_count() -> None:
     assert [problem(cap, tdp_w=300) is None for cap in ("39", "40", "5000")] == [False, True, False]
 
 
+def test_a_gpu_of_ones_own_may_have_a_lowest_limit_too() -> None:
+    own = {"tdp_w": 300, "peak": {**OWN, "idle_w": 45.0, "power_min_w": 120.0}}
+    assert [problem(cap, **own) is None for cap in ("119", "120", "450", "451")] == [False, True, True, False]
+    assert problem("100", **own) == (
+        "cap: 100 on it: this GPU takes no limit below 120 W and is made for 300 W; use a cap between, or "
+        "say in the site's key gpus.it.power_limits_w what these GPUs take"
+    )
+    assert problem("100", **own, power_limits_w=[90.0, 300.0]) is None, "the site's word comes first"
+
+
 def test_where_nothing_is_known_the_driver_decides() -> None:
     assert problem("1") is None
     assert problem("5000", peak=OWN) is None

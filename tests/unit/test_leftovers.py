@@ -13,10 +13,23 @@ from snakemake_executor_plugin_slurm.utils import get_job_wildcards
 
 from shardwatt.attempts import Attempt, Claim
 from shardwatt.cell import PATH_PATTERN, Cell
+from shardwatt.dag import Planner
+from shardwatt.errors import SlurmError
 from shardwatt.layout import CellPaths, cell_target, claim_file
-from shardwatt.leftovers import Leftovers, attempts_of, comment_of, jobs_of_cells
-from shardwatt.recordfiles import write
+from shardwatt.leftovers import (
+    Leftovers,
+    attempts_of,
+    check_claims,
+    check_none_since,
+    comment_of,
+    comment_together,
+    jobs_of_cells,
+    known_claims,
+    new_token,
+)
+from shardwatt.recordfiles import read, write
 from shardwatt.slurmjob import SlurmJob
+from small_project import make_root, study_content, write_yaml
 from synthetic_cells import STARTED, STUDY, make_cell
 
 CELL, OTHER = make_cell(batch=4), make_cell(batch=8)
@@ -91,6 +104,60 @@ def test_a_job_of_several_cells_has_those_that_it_has_not_ended(tmp_path: Path) 
     write(ended, CellPaths(tmp_path, STUDY, CELL).attempt("17"))
     begin(tmp_path, OTHER, "17")
     assert matched(tmp_path, job) == {(STUDY, OTHER.path): ["17"]}
+
+
+def claim(base: Path, name: str) -> Path:
+    path = claim_file(base, STUDY, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(Claim(job_id=name, cells=[CELL.path]), path)
+    return path
+
+
+def test_a_job_whose_number_was_never_written_down_is_known_by_its_token(tmp_path: Path) -> None:
+    """As of a run-together that was ended while sbatch waited for its answer."""
+    token = new_token()
+    path = claim(tmp_path, token)
+    job = SlurmJob("17", "PENDING", comment=f"{comment_together(STUDY, token)} cap=175")
+    assert matched(tmp_path, job) == {(STUDY, CELL.path): ["17"]}
+    check_claims(tmp_path, [STUDY], [job])
+    assert not path.exists()
+    assert read(Claim, claim_file(tmp_path, STUDY, "17")) == Claim(job_id="17", cells=[CELL.path])
+    assert matched(tmp_path, job) == {(STUDY, CELL.path): ["17"]}
+
+
+def test_a_claim_without_a_job_and_a_job_without_a_claim_let_nothing_be_submitted(tmp_path: Path) -> None:
+    check_claims(tmp_path, [STUDY], [])
+    token = new_token()
+    job = SlurmJob("17", "PENDING", comment=comment_together(STUDY, token))
+    with pytest.raises(SlurmError, match=r"job 17 \(PENDING\) runs several cells .* scancel 17"):
+        check_claims(tmp_path, [STUDY], [job])
+    check_claims(tmp_path, ["demo"], [job])
+    path = claim(tmp_path, token)
+    for jobs in ([], [SlurmJob("18", "PENDING", comment="")]):
+        with pytest.raises(SlurmError, match=f"{path}: .* remove this file, and try again"):
+            check_claims(tmp_path, [STUDY], jobs)
+    # Of earlier versions, whose jobs have no token: the number tells.
+    path.unlink()
+    claim(tmp_path, "17")
+    check_claims(tmp_path, [STUDY], [SlurmJob("17", "RUNNING", comment=comment_together(STUDY, None))])
+
+
+def test_cells_that_were_submitted_together_since_slurm_was_asked_stop_a_run(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    write_yaml(root / "config" / "studies" / f"{STUDY}.yaml", study_content())
+    claim(root, "16")
+    planner = Planner(root, root, [])
+    before = Leftovers({}, known_claims(root, [STUDY]))
+    check_none_since(planner, before)
+    path = claim(root, new_token())
+    with pytest.raises(SlurmError, match="is submitting a job"):
+        check_none_since(planner, before)
+    path.unlink()
+    claim(root, "17")
+    with pytest.raises(SlurmError, match="start Snakemake again"):
+        check_none_since(planner, before)
+    # Where there is no Slurm to ask, nothing was looked for before.
+    check_none_since(planner, Leftovers({}))
 
 
 def test_attempts_are_in_order_and_a_torn_one_hides_none(tmp_path: Path) -> None:

@@ -67,8 +67,36 @@ def test_a_folder_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path
     folder.mkdir(parents=True)
     (folder / "consolidated.07.pth").write_text("of an older model")
     engine_tiny.make(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["consolidated.00.pth", "params.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "consolidated.00.pth",
+        "made-from.json",
+        "params.json",
+    ]
     assert [path.name for path in folder.parent.iterdir()] == ["shards-1"]
+
+
+def test_a_folder_that_fits_is_kept_and_one_of_another_recipe_or_shape_is_not(tmp_path: Path) -> None:
+    """Cells of another project may be reading it."""
+    folder = tmp_path / "shards-1"
+
+    def made(recipe: Recipe, kv_heads: int = 4) -> int:
+        make_weights(recipe, engine_tiny.shape(kv_heads), 1, folder, engine_tiny.EOS)
+        return folder.stat().st_ino
+
+    recipe = engine_tiny.RECIPE
+    first = made(recipe)
+    assert made(recipe) == first
+    other = recipe.model_copy(update={"seed": recipe.seed + 1})
+    kept = folder.rename(tmp_path / "kept")
+    second = made(other)
+    assert kept.stat().st_ino == first
+    assert made(other) == second
+    third = made(recipe)
+    assert third != second
+    fourth = made(recipe, kv_heads=2)
+    assert fourth != third
+    (folder / "consolidated.00.pth").unlink()
+    assert made(recipe, kv_heads=2) != fourth
 
 
 def answers(folder: Path, recipe: Recipe, rows: int, length: int) -> tuple[list[list[int]], list[str]]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import engine_tiny
+from hf_case import GREEDY, tiny_model
 from shardwatt.architectures import CATALOGUE, Architecture
+from shardwatt.data import tokenizer
 from shardwatt.engine.fast.packing import PREFILL_TOKENS
+from shardwatt.engine.load import load_engine
 from shardwatt.engines import ENGINES, MODEL_ENGINES, loop_of
 from shardwatt.plan.memory import (
     ASSUMED_PROMPT_TOKENS,
@@ -17,6 +24,7 @@ from shardwatt.plan.memory import (
     FAST_PREFILL_TOKENS,
     MemoryNeed,
     cache_positions,
+    held_positions,
     memory_need,
 )
 from shardwatt.units import GIB
@@ -125,7 +133,7 @@ def test_the_published_loop_repeats_grouped_keys_and_values_before_it_copies_the
     assert own == pytest.approx(1.5 * 8 * layer), "eight query heads to the key head of a device"
 
 
-@pytest.mark.parametrize("engine", ["reference", "fast", "hf"])
+@pytest.mark.parametrize("engine", ["reference", "fast"])
 def test_a_known_longest_prompt_replaces_the_assumed_one(engine: str) -> None:
     def need(**words: int) -> MemoryNeed:
         return memory_need(
@@ -168,11 +176,66 @@ def test_transformers_has_a_layers_cache_twice_and_repeats_grouped_heads() -> No
         )
         return need.activations_gib * GIB
 
-    layer = 4 * 1024 * 2 * 8 * 128 * 2
+    layer = 4 * (256 + 256 - 1) * 2 * 8 * 128 * 2
     # Four query heads share one head of keys and values.
     assert activations(LLAMA_8B) == pytest.approx(4 * 256 * TOKEN_8B + layer + 4 * layer)
     ungrouped = replace(LLAMA_8B, n_kv_heads=32)
     assert activations(ungrouped) == pytest.approx(4 * 256 * TOKEN_8B + 4 * layer)
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="the extra hf is not installed")
+@pytest.mark.parametrize(
+    ("length", "cache_tokens"),
+    [
+        pytest.param(20, None, id="T is prompt and length"),
+        pytest.param(20, 100, id="a T that nothing fills"),
+        pytest.param(20, 12, id="T ends rows"),
+        pytest.param(4, 9, id="T ends the longest prompt's row alone"),
+        pytest.param(40, None, id="the context ends rows"),
+    ],
+)
+def test_transformers_cache_is_counted_as_large_as_it_grows(
+    tmp_path: Path, length: int, cache_tokens: int | None
+) -> None:
+    """A prompt of one token beside the longest: as much padding as there can be."""
+    prompts = [[1], [1, 40, 41], [1, 5, 80, 81, 82, 83, 84, 11]]
+    model = tiny_model(tmp_path / "model", "llama2-70b")
+    shape = replace(model.architecture, context=32)
+    engine: Any = load_engine("hf", replace(model, architecture=shape))
+    held_bytes = []
+
+    def look(module: object, words: object, output: Any) -> None:
+        layers = output.past_key_values.layers
+        held_bytes.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
+
+    engine.causal_lm.model.register_forward_hook(look)
+    positions = tokenizer.cache_positions(prompts, length, shape.context, cache_tokens)
+    engine.generate(engine_tiny.ask(prompts, length, positions), GREEDY, lambda rows: None)
+    need = memory_need(
+        shape,
+        precision="fp32",
+        shards=1,
+        batch=len(prompts),
+        length=length,
+        engine="hf",
+        cache_tokens=cache_tokens,
+        longest_prompt=len(prompts[-1]),
+    )
+    assert need.kv_cache_gib * GIB == pytest.approx(max(held_bytes))
+
+
+def test_transformers_cache_takes_padding_beyond_the_positions_of_a_study() -> None:
+    """As Alpaca has it: 512 positions, 512 new tokens, 316 tokens of the longest prompt."""
+
+    def held(engine: str, cache_tokens: int | None) -> int:
+        positions = cache_positions(LLAMA_8B, 512, cache_tokens, 316)
+        return held_positions(engine, positions, 512, 316)
+
+    assert held("hf", None) == 316 + 512 - 1
+    assert held("hf", 512) == 316 + 511 - 1
+    assert held("hf", 2048) == held("hf", None), "it takes no more than there are tokens"
+    assert held("simulated-hf", 512) == held("hf", 512)
+    assert (held("reference", 512), held("fast", 2048)) == (512, 2048)
 
 
 def test_a_tied_embedding_counts_once_on_one_device_and_in_two_parts_on_several() -> None:

@@ -12,6 +12,7 @@ import pytest
 from shardwatt.datasheets import DATA_SHEETS
 from shardwatt.plan.calibrated import factors_of
 from shardwatt.plan.device import DEFAULT_FACTORS, Factors, PlanDevice, device_of
+from shardwatt.plan.warned import Warned
 from shardwatt.site import Site
 from small_project import make_site
 
@@ -52,6 +53,7 @@ def test_links_between_nodes_that_nobody_gives_are_assumed_and_named(tmp_path: P
     assert found.between.bandwidth_b_s == pytest.approx(25e9 / 8 / 2)
     assert found.between.latency_s == pytest.approx(30e-6)
     (said,) = found.assumptions
+    assert isinstance(said, Warned)
     assert "25 Gb/s Ethernet" in said
     assert "give links.between" in said
     assert device(place, shards=2).assumptions == (), "one node needs none"
@@ -82,10 +84,24 @@ def test_figures_of_the_sites_own_take_the_place_of_a_data_sheet(tmp_path: Path)
     assert found.flop_per_s == pytest.approx(80e12)
     assert found.memory_bandwidth_b_s == pytest.approx(500e9)
     assert found.idle_w == pytest.approx(26)
-    assert any("at rest are assumed" in said for said in found.assumptions)
-    assert any("between GPUs of a node" in said for said in found.assumptions)
-    told = device(site(tmp_path, {**own, "peak": {**OWN, "idle_w": 31.0}}))
-    assert told.idle_w == 31
+    assert found.lowest_clock == 0.15
+    rest, link, clock = found.assumptions
+    assert rest == "it: 13% of 200 W at rest are assumed; give gpus.it.peak.idle_w"
+    assert "between GPUs of a node" in link
+    assert clock == (
+        "it: a lowest clock of 15% of the boost clock is assumed; give gpus.it.peak.clock_mhz and "
+        "lowest_clock_mhz"
+    )
+    assert [isinstance(said, Warned) for said in found.assumptions] == [False, True, False]
+
+
+def test_a_gpu_of_ones_own_has_all_that_the_catalogue_has_of_others(tmp_path: Path) -> None:
+    peak = {**OWN, "idle_w": 31.0, "clock_mhz": 1500.0, "lowest_clock_mhz": 300.0, "power_min_w": 100.0}
+    link = {"inside": {"gb_s": 32, "latency_us": 6, "source": "a slot"}}
+    own = {"kind": "cuda", "per_node": 2, "memory_gib": 24, "peak": peak, "tdp_w": 200, "links": link}
+    found = device(site(tmp_path, own))
+    assert (found.idle_w, found.lowest_clock) == (31, 0.2)
+    assert found.assumptions == (), "nothing is left to assume"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +126,7 @@ def test_a_gpu_of_which_nothing_is_known_is_not_guessed(
 def test_without_tdp_no_idle_power_is_made_up(tmp_path: Path) -> None:
     found = device(site(tmp_path, {"kind": "cuda", "per_node": 1, "memory_gib": 24, "peak": OWN}))
     assert (found.tdp_w, found.idle_w) == (None, None)
+    assert found.assumptions == (), "no clock either: watts alone hang on it"
 
 
 def test_a_core_is_assumed_where_a_processor_has_no_peak(tmp_path: Path) -> None:
@@ -178,7 +195,8 @@ def test_on_slurm_a_rank_has_the_cores_that_it_is_bound_to_and_not_the_machine(t
 def test_links_between_processes_that_nobody_gives_are_assumed_and_named(tmp_path: Path) -> None:
     assumed = "it: 1 GB/s between ranks of a machine and 200 us a message are assumed; give links.inside, or"
     assert not any(assumed in said for said in device(site(tmp_path, CPU), "fp32").assumptions)
-    assert any(assumed in said for said in device(site(tmp_path, CPU), "fp32", shards=2).assumptions)
+    (said,) = (one for one in device(site(tmp_path, CPU), "fp32", shards=2).assumptions if assumed in one)
+    assert isinstance(said, Warned), "a warning, as that of GPUs is, and no note among others"
     given = site(tmp_path, CPU, links={"inside": {"gb_s": 5, "latency_us": 100, "source": "a test"}})
     assert not any("between ranks" in said for said in device(given, "fp32", shards=2).assumptions)
 

@@ -14,6 +14,7 @@ from shardwatt.cell import Cell
 from shardwatt.datasheets import DATA_SHEETS
 from shardwatt.errors import StudyError
 from shardwatt.plan.forecast import Forecaster
+from shardwatt.plan.warned import Warned
 from shardwatt.study import Study
 from shardwatt.yamlfile import parse_model
 from small_project import GPUS, make_root, make_site, study_content, write_yaml
@@ -60,14 +61,14 @@ def test_a_forecast_adds_up(tmp_path: Path) -> None:
     assert found.energy_j == pytest.approx(sum(phase.duration_s * (phase.power_w or 0) for phase in phases))
     assert found.energy_j is not None
     assert found.duration_s is not None
-    assert found.job_duration_s is not None
+    assert found.allocation_duration_s is not None
     assert found.power_w == pytest.approx(found.energy_j / found.duration_s)
     assert found.power_w is not None
     assert 8 * 20 < found.power_w < 8 * 250, "of all devices, between rest and TDP"
-    assert found.job_duration_s > found.duration_s
+    assert found.allocation_duration_s > found.duration_s
     assert (found.nodes, found.gpus, found.gpus_held, found.batches) == (1, 8, 8, 64)
-    assert found.gpu_hours == pytest.approx(8 * found.job_duration_s / 3600)
-    assert found.node_hours == pytest.approx(found.job_duration_s / 3600)
+    assert found.gpu_hours == pytest.approx(8 * found.allocation_duration_s / 3600)
+    assert found.node_hours == pytest.approx(found.allocation_duration_s / 3600)
     assert found.fits is True
     assert found.need is not None
     assert found.need.weights_gib == pytest.approx(121.6 / 8, rel=0.01)
@@ -76,8 +77,8 @@ def test_a_forecast_adds_up(tmp_path: Path) -> None:
 def test_gpus_that_a_job_holds_and_does_not_use_count_as_hours(tmp_path: Path) -> None:
     found = forecaster(tmp_path).cell(replace(CELL, model="llama-7b", shards=1))
     assert (found.gpus, found.gpus_held) == (1, 8)
-    assert found.job_duration_s is not None
-    assert found.gpu_hours == pytest.approx(8 * found.job_duration_s / 3600)
+    assert found.allocation_duration_s is not None
+    assert found.gpu_hours == pytest.approx(8 * found.allocation_duration_s / 3600)
 
 
 def test_a_cell_that_does_not_fit_says_so_and_is_forecast_all_the_same(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_without_a_data_sheet_time_is_not_known_and_memory_is(tmp_path: Path) ->
     found = with_study(tmp_path, {}, GPUS["v100"]).cell(CELL)
     assert found.fits is True
     assert found.output_tokens is not None
-    assert (found.duration_s, found.job_duration_s, found.energy_j, found.gpu_hours) == (None,) * 4
+    assert (found.duration_s, found.allocation_duration_s, found.energy_j, found.gpu_hours) == (None,) * 4
     assert found.phases == {}
     assert any("v100: neither a data sheet nor `peak`" in note for note in found.notes)
 
@@ -130,6 +131,7 @@ def test_of_a_model_that_nobody_knows_nothing_is_said_but_where_it_runs(tmp_path
     near = plan.cell(replace(CELL, model="llama-65"))
     assert "did you mean" in near.notes[0]
     assert "llama-65b" in near.notes[0]
+    assert isinstance(near.notes[0], Warned), "beside known models it would be a note among many"
 
 
 def test_a_simulated_cell_is_forecast_as_the_one_that_it_stands_for(tmp_path: Path) -> None:
@@ -168,9 +170,9 @@ def test_a_job_takes_its_baselines_and_its_warm_up_beside_the_window(tmp_path: P
 
     def beside_s(**constants: Any) -> float:
         found = plan(**constants).cell(CELL)
-        assert found.job_duration_s is not None
+        assert found.allocation_duration_s is not None
         assert found.duration_s is not None
-        return found.job_duration_s - found.duration_s
+        return found.allocation_duration_s - found.duration_s
 
     usual_s = beside_s(idle_settle_s=30.0, idle_read_s=10.0)
     assert beside_s(idle_settle_s=60.0, idle_read_s=20.0) == pytest.approx(usual_s + 2 * 40)
@@ -181,7 +183,7 @@ def test_a_job_takes_its_baselines_and_its_warm_up_beside_the_window(tmp_path: P
 def test_where_energy_is_estimated_a_job_has_no_baselines(tmp_path: Path) -> None:
     cell = replace(CELL, gpu="cpu", model="llama-7b", shards=1)
     short, long = (
-        with_study(tmp_path, {"idle_read_s": seconds}, V100).cell(cell).job_duration_s
+        with_study(tmp_path, {"idle_read_s": seconds}, V100).cell(cell).allocation_duration_s
         for seconds in (1.0, 99.0)
     )
     assert short == long
@@ -220,6 +222,77 @@ def test_a_calibration_changes_its_own_engine_and_gives_intervals(tmp_path: Path
     assert not any("not calibrated" in note for note in both.notes)
 
 
+def test_what_is_assumed_around_the_window_is_said_after_a_calibration_too(tmp_path: Path) -> None:
+    spread = {"duration_s": [0.8, 1.5], "energy_j": [0.7, 1.4]}
+    for plan in (forecaster(tmp_path), forecaster(tmp_path, **calibration(spread=spread))):
+        (said,) = (note for note in plan.cell(CELL).notes if "around the window" in note)
+        assert said == (
+            "of the job around the window, 90 s of start and end, loading at 1 GB/s a node and the host's "
+            "memory are assumed: no calibration corrects them, and no interval holds them"
+        )
+    processors = forecaster(tmp_path).cell(replace(CELL, gpu="cpu", precision="fp32", shards=1))
+    assert any("20 s of start and end" in note for note in processors.notes)
+
+
+def test_links_that_nobody_says_are_a_warning_until_a_calibration_tells_them(tmp_path: Path) -> None:
+    """What collectives reach was then fitted to the very figure that is assumed."""
+    nodes = {"per_node": 2, "slurm": {}}
+
+    def warned(**calibrated: Any) -> list[bool]:
+        plan = forecaster(tmp_path, nodes, launcher="slurm", **calibrated)
+        return [isinstance(note, Warned) for note in plan.cell(CELL).notes if "links.between" in note]
+
+    assert warned() == [True]
+    assert warned(**calibration(fitted=["compute"])) == [True]
+    assert warned(**calibration(fitted=["compute", "network"])) == [False], "a note, still"
+
+
+@pytest.mark.parametrize(
+    ("words", "launcher", "is_warned"),
+    [
+        ({}, "slurm", False),
+        ({"memory_per_node_gib": 16.0}, "slurm", True),
+        ({"memory_per_node_gib": 16.0, "memory_per_node_max_gib": 200.0}, "slurm", False),
+        ({"memory_per_node_gib": 16.0}, "local", False),
+    ],
+    ids=["not asked for", "too little", "as much as there is", "no jobs"],
+)
+def test_memory_that_jobs_may_not_ask_for_is_a_warning(
+    tmp_path: Path, words: dict[str, Any], launcher: str, is_warned: bool
+) -> None:
+    """Such a cell would be submitted, and killed for its memory."""
+    plan = forecaster(tmp_path, {"slurm": words}, launcher=launcher)
+    found = plan.cell(CELL)
+    assert found.host_memory_gib is not None
+    assert 100 < found.host_memory_gib < 200
+    told = [note for note in found.notes if "memory_per_node_max_gib" in note]
+    assert (
+        told
+        == [
+            "v100: jobs ask for 16 GiB of a node's memory at most, and some cells need more by the plan "
+            "(host_memory_gib); raise memory_per_node_max_gib, or use other nodes"
+        ]
+        * is_warned
+    )
+    assert all(isinstance(note, Warned) for note in told)
+
+
+def test_a_cap_on_a_gpu_whose_lowest_limit_nobody_knows_says_so(tmp_path: Path) -> None:
+    limits = {"set_by": "nvml"}
+
+    def said(cap: str = "200", **gpu: Any) -> bool:
+        plan = forecaster(tmp_path, gpu, power_limits=limits)
+        return any("the lowest limit" in note for note in plan.cell(replace(CELL, cap=cap)).notes)
+
+    assert not said(), "the data sheet's board takes 100 W"
+    assert said(data_sheet="v100-sxm2-32gb")
+    assert not said(cap="none", data_sheet="v100-sxm2-32gb")
+    assert not said(data_sheet="v100-sxm2-32gb", power_limits_w=[150.0, 300.0])
+    own = {"memory_bandwidth_gb_s": 900, "tflops": {"fp16": 112}, "source": "a test"}
+    assert said(data_sheet=None, peak=own)
+    assert not said(data_sheet=None, peak={**own, "power_min_w": 100.0})
+
+
 def test_a_cell_outside_of_what_was_measured_says_so(tmp_path: Path) -> None:
     measured = {"models": ["llama-65b"], "shards": [2, 8], "batch": [1, 64], "length": [32, 256]}
     plan = forecaster(tmp_path, **calibration(measured=measured))
@@ -229,6 +302,17 @@ def test_a_cell_outside_of_what_was_measured_says_so(tmp_path: Path) -> None:
         note == "outside of what the calibration measured: model llama-7b (llama-65b), length 512 (32 to 256)"
         for note in notes
     )
+
+
+def test_a_factor_at_the_bound_of_the_fit_is_not_called_assumed(tmp_path: Path) -> None:
+    plan = forecaster(tmp_path, **calibration(power=10.0, at_bound=["power"]))
+    notes = plan.cell(CELL).notes
+    assert any(
+        "factor `power` of the calibration is at the bound of its search, 10" in note for note in notes
+    )
+    assert not any("`power` is assumed" in note for note in notes)
+    without = forecaster(tmp_path, **calibration(power=10.0)).cell(CELL).notes
+    assert not any("bound" in note for note in without)
 
 
 def with_tokens(root: Path, **tokens: Any) -> None:
@@ -275,15 +359,15 @@ def test_the_longest_job_is_that_of_responses_without_an_end(tmp_path: Path, eng
     cell = replace(CELL, engine=engine, length=1024)
     found = forecaster(tmp_path).cell(cell)
     assert found.longest_job_s is not None
-    assert found.job_duration_s is not None
+    assert found.allocation_duration_s is not None
     with_tokens(tmp_path, output_mean=1e7)
     endless = forecaster(tmp_path).cell(cell)
-    assert endless.job_duration_s is not None
-    assert found.longest_job_s == pytest.approx(endless.job_duration_s, rel=0.01)
+    assert endless.allocation_duration_s is not None
+    assert found.longest_job_s == pytest.approx(endless.allocation_duration_s, rel=0.01)
     if engine == "reference":
-        assert found.longest_job_s == found.job_duration_s
+        assert found.longest_job_s == found.allocation_duration_s
     else:
-        assert found.longest_job_s > 1.5 * found.job_duration_s
+        assert found.longest_job_s > 1.5 * found.allocation_duration_s
 
 
 @pytest.mark.parametrize(
@@ -299,15 +383,15 @@ def test_the_longest_job_waits_for_warm_devices(tmp_path: Path, gpu: dict[str, A
     assert with_gate.longest_job_s is not None
     assert without.longest_job_s is not None
     assert with_gate.longest_job_s - without.longest_job_s == pytest.approx(waited_s)
-    assert with_gate.job_duration_s == without.job_duration_s
+    assert with_gate.allocation_duration_s == without.allocation_duration_s
 
 
 def test_a_warm_up_of_a_queue_has_the_prompts_of_its_places_alone(tmp_path: Path) -> None:
     def beside_s(engine: str) -> float:
         found = forecaster(tmp_path).cell(replace(CELL, engine=engine, batch=8))
-        assert found.job_duration_s is not None
+        assert found.allocation_duration_s is not None
         assert found.duration_s is not None
-        return found.job_duration_s - found.duration_s
+        return found.allocation_duration_s - found.duration_s
 
     assert beside_s("fast-refill") == pytest.approx(beside_s("fast"), rel=0.02)
 
@@ -340,11 +424,11 @@ def test_money_and_carbon_come_from_the_sites_own_figures(tmp_path: Path) -> Non
     hourly = forecaster(tmp_path, prices={**prices, "gpu_hour": 2.0}, pue=1.5, carbon=carbon).cell(CELL)
     assert hourly.gpu_hours is not None
     assert hourly.energy_j is not None
-    assert hourly.job_energy_j is not None
+    assert hourly.allocation_energy_j is not None
     assert hourly.cost == pytest.approx(2 * hourly.gpu_hours)
-    assert hourly.carbon_kg == pytest.approx(hourly.job_energy_j / 3.6e6 * 1.5 * 0.4)
+    assert hourly.carbon_kg == pytest.approx(hourly.allocation_energy_j / 3.6e6 * 1.5 * 0.4)
     electric = forecaster(tmp_path, prices={**prices, "kwh": 0.3}, pue=1.5).cell(CELL)
-    assert electric.cost == pytest.approx(hourly.job_energy_j / 3.6e6 * 1.5 * 0.3)
+    assert electric.cost == pytest.approx(hourly.allocation_energy_j / 3.6e6 * 1.5 * 0.3)
 
 
 def test_processors_cost_their_electricity_where_gpu_hours_have_a_price(tmp_path: Path) -> None:
@@ -356,8 +440,8 @@ def test_processors_cost_their_electricity_where_gpu_hours_have_a_price(tmp_path
     root = tmp_path / "own"
     study = parse_model(Study, study_content(prompts=4096), "study.yaml", StudyError)
     found = Forecaster(make_root(root), "paper", study, make_site(root, gpus=own, prices=prices)).cell(cell)
-    assert found.job_duration_s is not None
-    assert found.cost == pytest.approx(0.1 * GPUS["cpu"]["per_node"] * found.job_duration_s / 3600)
+    assert found.allocation_duration_s is not None
+    assert found.cost == pytest.approx(0.1 * GPUS["cpu"]["per_node"] * found.allocation_duration_s / 3600)
 
 
 def test_joules_of_a_job_hold_rest_before_and_after_its_window_and_of_gpus_that_only_wait(
@@ -368,9 +452,9 @@ def test_joules_of_a_job_hold_rest_before_and_after_its_window_and_of_gpus_that_
         found = forecaster(tmp_path, links=LINKS).cell(cell)
         assert found.energy_j is not None
         assert found.duration_s is not None
-        assert found.job_duration_s is not None
-        rest_s = 8 * found.job_duration_s - cell.shards * found.duration_s
-        assert found.job_energy_j == pytest.approx(found.energy_j + idle_w * rest_s)
+        assert found.allocation_duration_s is not None
+        rest_s = 8 * found.allocation_duration_s - cell.shards * found.duration_s
+        assert found.allocation_energy_j == pytest.approx(found.energy_j + idle_w * rest_s)
 
 
 def test_processors_whose_rest_is_not_known_draw_over_the_job_what_they_do_at_work(tmp_path: Path) -> None:
@@ -380,8 +464,8 @@ def test_processors_whose_rest_is_not_known_draw_over_the_job_what_they_do_at_wo
     plan = Forecaster(root, "paper", study, make_site(tmp_path, gpus={"v100": V100, "cpu": cpu}))
     found = plan.cell(replace(CELL, gpu="cpu", model="llama-7b", precision="fp32", shards=1))
     assert found.power_w == pytest.approx(60)
-    assert found.job_duration_s is not None
-    assert found.job_energy_j == pytest.approx(60 * found.job_duration_s)
+    assert found.allocation_duration_s is not None
+    assert found.allocation_energy_j == pytest.approx(60 * found.allocation_duration_s)
 
 
 def test_a_cap_on_cells_that_mostly_wait_for_collectives_is_said_not_to_be_believed(tmp_path: Path) -> None:

@@ -137,6 +137,18 @@ def test_a_cap_that_is_not_reached_changes_nothing() -> None:
     assert (free.clock, free.holds_cap) == (1.0, True)
 
 
+def test_a_phase_that_nothing_caps_is_worked_out_once() -> None:
+    """It is most of what a forecast takes."""
+    waiting, clocks = phase(memory_s=0.3, collective_s=0.7), []
+
+    def seconds_at(clock: float) -> PhaseSeconds:
+        clocks.append(clock)
+        return waiting(clock)
+
+    assert point(seconds_at) == point(waiting)
+    assert clocks == [1.0]
+
+
 def test_under_a_cap_the_mean_power_is_the_cap_and_the_clock_the_highest_that_holds_it() -> None:
     busy = phase(compute_s=0.4, memory_s=0.6)
     found = point(busy, cap_w=175)

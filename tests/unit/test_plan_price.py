@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shardwatt.plan.price import carbon_kg, cost, job_energy_j, supplied_kwh
+from shardwatt.plan.price import allocation_energy_j, carbon_kg, cost, supplied_kwh
 from shardwatt.site import Site
 
 PRICES = {"currency": "EUR", "kwh": 0.20, "source": "a bill of 2026"}
@@ -29,7 +29,7 @@ def test_a_kwh_is_3_6_megajoules_times_what_the_centre_takes_beside() -> None:
 
 def test_a_job_takes_its_window_and_rest_for_all_other_device_time() -> None:
     """Four GPUs held for 100 s, of which two work for 60 s: 280 s of rest at 25 W."""
-    assert job_energy_j(9000.0, 25.0, held_s=4 * 100.0, used_s=2 * 60.0) == 9000 + 280 * 25
+    assert allocation_energy_j(9000.0, 25.0, held_s=4 * 100.0, used_s=2 * 60.0) == 9000 + 280 * 25
 
 
 def test_electricity_costs_kwh_times_pue_times_price() -> None:

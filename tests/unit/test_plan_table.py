@@ -17,14 +17,15 @@ import pytest
 from shardwatt.analysis.planfiles import write_plan
 from shardwatt.cell import AXES, Cell
 from shardwatt.cli.planpage import page
+from shardwatt.plan.cellforecast import CellForecast, PhaseForecast
 from shardwatt.plan.columns import PLAN_COLUMNS, PlanRow, markdown, values, with_columns
 from shardwatt.plan.digits import duration, in_line
-from shardwatt.plan.forecast import CellForecast, PhaseForecast
 from shardwatt.plan.markdown import as_markdown
 from shardwatt.plan.memory import MemoryNeed
 from shardwatt.plan.table import Plan, as_json, make_plan, write_csv
-from shardwatt.plan.totals import Sum
+from shardwatt.plan.totals import SUMMED, Sum
 from shardwatt.plan.view import view
+from shardwatt.plan.warned import Warned
 from shardwatt.study import Study
 from small_project import BLOCK, make_site, study_content
 
@@ -51,11 +52,11 @@ USUAL: dict[str, Any] = {
         "decode": PhaseForecast(1500.0, {}, 993.3, 0.9),
     },
     "duration_s": 1800.0,
-    "job_duration_s": 3600.0,
+    "allocation_duration_s": 3600.0,
     "longest_job_s": 5400.0,
     "power_w": 1000.0,
     "energy_j": 1.8e6,
-    "job_energy_j": 2.25e6,
+    "allocation_energy_j": 2.25e6,
     "duration_range_s": None,
     "energy_range_j": None,
     "gpu_hours": 8.0,
@@ -127,7 +128,8 @@ def test_values_by_hand() -> None:
     assert (row["duration_low_s"], row["duration_high_s"]) == (1500, 2000)
     assert (row["energy_low_j"], row["energy_high_j"]) == (1.5e6, 2e6)
     assert (row["tokens_per_s"], row["energy_per_token_j"]) == (500, 2)
-    assert (row["job_energy_j"], row["cost"], row["currency"], row["carbon_kg"]) == (2.25e6, 16, "EUR", 0.25)
+    assert (row["cost"], row["currency"], row["carbon_kg"]) == (16, "EUR", 0.25)
+    assert row["allocation_energy_j"] == 2.25e6
     assert (row["cap_w"], row["blocks"]) == (None, "1")
 
 
@@ -136,7 +138,7 @@ def test_a_cell_that_is_left_out_has_its_memory_and_takes_nothing() -> None:
     plan = plan_of([fits, unfit], special={unfit: {"need": TOO_MUCH, "fits": False}})
     row = values(plan.rows[1])
     assert (row["needed_gib"], row["fits"], row["runs"], row["nodes"]) == (45.25, False, False, 4)
-    taken = ("prefill_s", "duration_s", "job_duration_s", "energy_j", "gpu_hours", "cost", "carbon_kg")
+    taken = ("prefill_s", "duration_s", "allocation_duration_s", "energy_j", "gpu_hours", "cost", "carbon_kg")
     assert [row[name] for name in taken] == [None] * len(taken)
     assert plan.total.left_out == 1
     assert plan.total.sums["gpu_hours"] == Sum(8.0, 0)
@@ -238,12 +240,26 @@ def test_an_axis_with_one_value_in_a_section_stands_in_its_heading() -> None:
 
 
 def test_missing_link_speeds_are_warned_of_and_not_noted_again() -> None:
-    note = "v100: 25 Gb/s Ethernet between nodes is assumed; give links.between"
+    note = Warned("v100: 25 Gb/s Ethernet between nodes is assumed; give links.between")
     plan = plan_of([cell()], special={cell(): {"notes": (note, "another")}})
     text = lines(plan)
     assert text[3] == f"warning: {note}", "after summary and standing"
     assert text[-1] == "- another"
     assert f"**Warning:** {note}" in as_markdown(plan)
+
+
+def test_a_warning_is_never_among_the_notes_that_there_is_no_room_for() -> None:
+    """However many notes there are, and however few cells it is about; those that are left out need none."""
+    crowd = [cell(batch=batch) for batch in range(1, 40)]
+    left_out = cell(batch=512)
+    special: dict[Cell, dict[str, Any]] = {one: {"notes": (f"note {one.batch}",)} for one in crowd}
+    special[crowd[-1]] = {"notes": (Warned("the shape is not known"),)}
+    special[left_out] = {"need": TOO_MUCH, "fits": False, "notes": (Warned("a link is assumed"),)}
+    text = lines(plan_of([*crowd, left_out], special=special))
+    warned = [line for line in text if line.startswith("warning: ")]
+    assert warned == ["warning: the shape is not known (1 cell)"]
+    assert not any("is assumed" in line for line in text)
+    assert text[-1].startswith("- and 22 more")
 
 
 def test_a_rehearsals_bill_is_nobodys() -> None:
@@ -274,7 +290,7 @@ def test_an_axis_is_written_where_it_changes() -> None:
 
 def test_units_suit_the_study() -> None:
     small = cell()
-    quick = {"duration_s": 12.0, "job_duration_s": 40.0, "energy_j": 700.0, "power_w": 58.3}
+    quick = {"duration_s": 12.0, "allocation_duration_s": 40.0, "energy_j": 700.0, "power_w": 58.3}
     heads = {(head.name, head.unit) for head in view(plan_of([small], special={small: quick})).heads}
     assert {("window", "s"), ("job", "s"), ("energy", "J")} <= heads
     heads = {(head.name, head.unit) for head in view(plan_of([small])).heads}
@@ -300,6 +316,16 @@ def test_durations_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
+#: Headings of what a study is planned by, in the order of the table; the second energy is J/token.
+PLANNED_BY = ["nodes", "needed", "window", "job", "power", "energy", "energy", "GPUs"]
+
+
+def headings(plan: Plan, width: int) -> list[str]:
+    """Of the numbers of the first section."""
+    line = next(line for line in lines(plan, width) if line.split()[:1] == ["shards"])
+    return [word for word in line.split() if word not in AXES]
+
+
 def many() -> Plan:
     """A study of a few hundred cells, some of which do not fit, with names of blocks as people write them."""
     cells = [
@@ -316,6 +342,18 @@ def many() -> Plan:
     return plan_of(cells, cells[:100], matrix=[{**BLOCK, "name": name}, BLOCK], special=unfit)
 
 
+def many_of_a_model() -> Plan:
+    """The paper's largest model on one GPU type: a section with four axes, and prices."""
+    cells = [
+        cell(shards=shards, batch=batch, length=length, dataset=dataset)
+        for shards in (8, 16, 32)
+        for batch in (64, 128)
+        for length in (256, 512, 1024)
+        for dataset in ("alpaca", "gsm8k")
+    ]
+    return plan_of(cells)
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     plan = many()
@@ -328,16 +366,42 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     assert any("…" in line for line in found) is (width < 200)
 
 
-def test_what_there_is_no_room_for_is_named_and_the_least_wanted() -> None:
+def test_what_a_study_is_planned_by_has_room_at_80_columns() -> None:
+    plan = many_of_a_model()
+    assert headings(plan, 80) == PLANNED_BY
+    assert max(map(len, lines(plan, 80))) <= 80
+    assert "J/token" in "\n".join(lines(plan, 80))
+
+
+def test_what_there_is_no_room_for_is_named_with_the_width_that_has_it() -> None:
     plan = many()
-    narrow = "\n".join(lines(plan, 80))
-    (missing,) = re.findall(r"No room here for ((?:.|\n)*?): a\s+wider", narrow)
-    assert "walk in min" in missing
-    heads = next(line for line in lines(plan, 80) if "shards" in line)
-    assert "needed" in heads
-    assert "window" in heads
-    assert "walk" not in heads
-    assert not any("No room" in line for line in lines(plan, 200))
+    told = re.search(r"No room for (.*?): see COLUMNS=(\d+)", " ".join(lines(plan, 60)))
+    assert told is not None
+    missing, whole = told.groups()
+    assert missing.startswith("prefill, walk, decode, ")
+    assert ", energy in J/token, " in missing, "there are two columns of energy"
+    assert missing.endswith("(in the totals)")
+    assert "walk" not in headings(plan, 60)
+    assert "walk" in headings(plan, int(whole))
+    assert not any("No room" in line for line in lines(plan, int(whole)))
+    assert any("No room" in line for line in lines(plan, int(whole) - 1))
+
+
+def test_columns_are_two_spaces_apart_where_that_hides_nothing_a_study_is_planned_by() -> None:
+    plan = many_of_a_model()
+    assert any("needed  window  " in line for line in lines(plan, 100))
+    assert any("needed window " in line for line in lines(plan, 80))
+
+
+def test_a_job_that_may_take_longer_says_how_long() -> None:
+    """Its time limit follows from that."""
+    plan = plan_of([cell()])
+    (longest,) = [head for head in view(plan).heads if head.name == "longest"]
+    assert longest.unit == "min"
+    assert "longest: the job if no response ends by itself" in " ".join(lines(plan))
+    fixed = plan_of([cell()], special={cell(): {"longest_job_s": USUAL["allocation_duration_s"]}})
+    assert not [head for head in view(fixed).heads if head.name == "longest"]
+    assert "longest:" not in " ".join(lines(fixed))
 
 
 def test_intervals_stand_at_their_section() -> None:
@@ -361,7 +425,7 @@ def test_notes_stand_once_with_the_number_of_their_cells() -> None:
 
 def test_the_longest_job_is_named() -> None:
     long = cell(batch=128)
-    text = "\n".join(lines(plan_of([cell(), long], special={long: {"job_duration_s": 18_000.0}})))
+    text = "\n".join(lines(plan_of([cell(), long], special={long: {"allocation_duration_s": 18_000.0}})))
     assert "Longest job: 5.00 h (llama-65b on 8 x v100, batch 128, length 256)." in text
 
 
@@ -419,6 +483,7 @@ def test_parquet_holds_the_same_under_typed_columns(tmp_path: Path) -> None:
     plan = many()
     assert [path.name for path in write_plan(plan, tmp_path / "out")] == [
         "plan.csv",
+        "plan-totals.csv",
         "plan.parquet",
         "plan.md",
     ]
@@ -427,7 +492,26 @@ def test_parquet_holds_the_same_under_typed_columns(tmp_path: Path) -> None:
     assert table.schema.field("energy_j").metadata[b"unit"] == b"J"
     assert (tmp_path / "out" / "plan.csv").read_text() == csv_of(plan)
     assert (tmp_path / "out" / "plan.md").read_text() == as_markdown(plan)
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_totals_are_a_file_too_with_what_is_unknown_beside_each_sum(tmp_path: Path) -> None:
+    both, first, unfit = cell(), cell(batch=128), cell(batch=512)
+    special = {first: UNKNOWN, unfit: {"need": TOO_MUCH, "fits": False}}
+    matrix = [{**BLOCK, "name": 'a "b", c'}, BLOCK]
+    write_plan(plan_of([both, first], [both, unfit], special=special, matrix=matrix), tmp_path)
+    with (tmp_path / "plan-totals.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    told = [(row["block"], row["name"], row["cells"], row["left_out"]) for row in rows]
+    assert told == [("1", 'a "b", c', "2", "0"), ("2", "block 2", "2", "1"), ("", "paper", "3", "1")]
+    assert [(row["energy_j"], row["energy_j_unknown_cells"]) for row in rows] == [
+        ("1800000.0", "1"), ("1800000.0", "0"), ("1800000.0", "1")
+    ]  # fmt: skip
+    assert {row["currency"] for row in rows} == {"EUR"}
+    sums = [name for name in rows[0] if name.removesuffix("_unknown_cells") in SUMMED]
+    assert len(sums) == 2 * len(SUMMED)
+    page = DOCS.read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in rows[0] if not name.endswith("_unknown_cells"))
 
 
 def test_columns_are_unique_complete_and_of_their_kind() -> None:

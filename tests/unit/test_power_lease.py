@@ -58,6 +58,29 @@ def test_a_lease_is_read_as_it_was_written_until_it_is_removed(tmp_path: Path) -
     assert [path.name for path in folder.iterdir()] == [elsewhere.name]
 
 
+def test_the_folder_is_every_users_from_its_first_moment_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that only its maker can write is another user's job refused; killed then, it stays so."""
+    seen: list[int] = []
+    folder = tmp_path / "leases"
+    made = os.mkdir
+
+    def make(path: Any, mode: int = 0o777, **words: Any) -> None:
+        made(path, mode, **words)
+        seen.append(Path(path).stat().st_mode & 0o7777)
+
+    monkeypatch.setattr(os, "mkdir", make)
+    before = os.umask(0o077)
+    try:
+        with open_leases(folder):
+            pass
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    assert seen[-1] == 0o1777
+
+
 def test_a_process_holds_a_lease_while_it_runs_and_another_of_its_number_does_not() -> None:
     child = subprocess.Popen(["sleep", "60"])
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from limited_gpus import CAP_W, DEFAULT_W, NVIDIA_SMI, SCRIPTS, GpuNode, site_script, uuid
+from shardwatt.cli import main
 from shardwatt.power.process import own_space
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_UID": str(os.getuid())}
@@ -76,6 +77,42 @@ def test_a_dead_jobs_lease_does_not_undo_the_cap_of_the_cell_that_runs_now(node:
     assert node.limits_w() == [CAP_W, CAP_W]
     assert left.exists()
     guard.ended()
+
+
+@pytest.mark.parametrize("is_mended", [False, True])
+def test_a_cell_that_begins_while_others_are_mended_keeps_its_cap(node: GpuNode, is_mended: bool) -> None:
+    """It holds a lease of the same cap by then, and may have removed the dead one."""
+    node.write_lease(0)
+    left = node.write_lease(1)
+    mend = f"""
+import os
+from pathlib import Path
+from shardwatt.power.limits.lease import Lease, open_leases
+from shardwatt.power.limits.mend import Mending, mend_node
+from shardwatt.power.limits.setting import setter
+from shardwatt.power.process import start_ticks
+from shardwatt.sitepower import PowerLimits
+
+with open_leases(Path({str(node.leases)!r}), make=False) as leases:
+    mending = mend_node(leases, setter(PowerLimits(set_by="nvml")), Mending(job_id=None))
+    print(*next(mending))
+    left = Path({str(left)!r})
+    own = {{"job_id": "9", "pid": os.getpid(), "started_ticks": start_ticks(os.getpid())}}
+    leases.write(Lease.model_validate_json(left.read_text()).model_copy(update=own))
+    if {is_mended}:
+        left.unlink()
+    print(*next(mending))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", mend],
+        env={**node.environment, **node.settings()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    why = "gone, or another's by now" if is_mended else f"{uuid(1)} is held by job 9 now"
+    assert done.stdout.splitlines()[1] == f"True {left.name}: {why}; left alone"
+    assert node.limits_w() == [250, CAP_W]
 
 
 def test_a_lease_of_another_container_is_held_until_its_job_is_said_to_be_over(node: GpuNode) -> None:
@@ -171,16 +208,50 @@ def test_a_gpu_that_does_not_answer_is_told(node: GpuNode) -> None:
     assert node.limits_w() == [CAP_W, 250]
 
 
-def test_a_job_or_all_must_be_named_and_a_node_without_leases_needs_no_driver(node: GpuNode) -> None:
-    assert "expected --job NUMBER or --all-dead" in node.restore().stderr
-    assert "expected --job NUMBER or --all-dead" in node.restore("--job", "7", "--all-dead").stderr
+Restored = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def restored_here(
+    node: GpuNode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Restored:
+    """`shardwatt restore-power-limits` in this process, as far as it gets without a driver."""
+    for name in os.environ:
+        if name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+
+    def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        argv = ["shardwatt", "restore-power-limits", "--leases", str(node.leases), *words]
+        with monkeypatch.context() as here:
+            here.setattr(sys, "argv", argv)
+            for name, value in environment.items():
+                here.setenv(name, value)
+            with pytest.raises(SystemExit) as end:
+                main()
+        assert isinstance(end.value.code, int)
+        return subprocess.CompletedProcess(argv, end.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_a_job_or_all_must_be_named(restored_here: Restored) -> None:
+    for words in ([], ["--job", "7", "--all-dead"]):
+        done = restored_here(*words)
+        assert done.returncode != 0
+        assert "expected --job NUMBER or --all-dead" in done.stderr
+
+
+def test_a_node_without_leases_needs_no_driver(node: GpuNode, restored_here: Restored) -> None:
     node.library = node.folder / "nothing"
     for _ in ("no folder", "an empty one"):
-        done = node.restore("--all-dead")
+        done = restored_here("--all-dead")
         assert (done.returncode, done.stdout) == (0, f"no leases in {node.leases}\n")
-        assert node.restore("--job", "7").stdout == f"no leases of job 7 in {node.leases}\n"
-        assert node.restore(environment=JOB).stdout == ""
+        assert restored_here("--job", "7").stdout == f"no leases of job 7 in {node.leases}\n"
+        done = restored_here(**JOB)
+        assert (done.returncode, done.stdout) == (0, "")
         node.leases.mkdir(exist_ok=True)
+    done = node.restore(environment=JOB)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     # What is void, or no lease at all, needs no driver either.
     node.write_lease(0, boot_id="0" * 36)
     (node.leases / f"{os.uname().nodename}.junk.lease").write_text("junk")

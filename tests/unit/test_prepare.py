@@ -206,9 +206,11 @@ def test_two_who_make_a_model_at_once_in_different_shards_are_both_right(root: P
     made = sorted(str(path.relative_to(model)) for path in model.rglob("*") if path.is_file())
     assert made == [
         "shards-1/consolidated.00.pth",
+        "shards-1/made-from.json",
         "shards-1/params.json",
         "shards-2/consolidated.00.pth",
         "shards-2/consolidated.01.pth",
+        "shards-2/made-from.json",
         "shards-2/params.json",
         "tokenizer.model",
     ]

@@ -9,15 +9,15 @@ import pytest
 
 from shardwatt.cell import Cell
 from shardwatt.errors import SiteError
-from shardwatt.plan.forecast import CellForecast, PhaseForecast
+from shardwatt.plan.cellforecast import CellForecast, PhaseForecast
 from shardwatt.plan.memory import MemoryNeed
 from shardwatt.plan.rehearsal import own_job, played
+from shardwatt.plan.warned import Warned
 from shardwatt.resources import (
     agreed_gpu_hours,
     budget,
     cell_resources,
     describe_job,
-    gpu_hours,
     resource_names,
 )
 from shardwatt.study import Study
@@ -108,11 +108,12 @@ def test_the_plan_says_where_and_how_long_in_one_line() -> None:
     ],
 )
 def test_gpu_hours_count_every_gpu_that_is_held(changes: dict[str, Any], shards: int, hours: float) -> None:
-    assert gpu_hours(slurm_site(words(**changes)), slurm_cell(shards)) == hours
+    site = slurm_site(words(**changes))
+    assert budget(site, [("paper", slurm_cell(shards))], None).gpu_hours == hours
 
 
 def test_a_processor_takes_no_gpu_hours() -> None:
-    assert gpu_hours(slurm_site(), slurm_cell(2, "cpu")) == 0
+    assert budget(slurm_site(), [("paper", slurm_cell(2, "cpu"))], None).gpu_hours == 0
 
 
 def test_a_budget_is_the_sum_over_the_cells() -> None:
@@ -158,7 +159,7 @@ def test_a_limit_may_be_left_out() -> None:
 def forecast(
     cell: Cell,
     *,
-    job_duration_s: float | None = 2000.0,
+    allocation_duration_s: float | None = 2000.0,
     longest_job_s: float | None = 3000.0,
     host_memory_gib: float | None = 20.0,
 ) -> CellForecast:
@@ -176,14 +177,14 @@ def forecast(
         output_tokens=100,
         generated_tokens=100,
         phases={},
-        duration_s=job_duration_s,
-        job_duration_s=job_duration_s,
+        duration_s=allocation_duration_s,
+        allocation_duration_s=allocation_duration_s,
         longest_job_s=longest_job_s,
         power_w=600.0,
-        energy_j=None if job_duration_s is None else 600 * job_duration_s,
+        energy_j=None if allocation_duration_s is None else 600 * allocation_duration_s,
         duration_range_s=None,
         energy_range_j=None,
-        gpu_hours=None if job_duration_s is None else 2 * job_duration_s / 3600,
+        gpu_hours=None if allocation_duration_s is None else 2 * allocation_duration_s / 3600,
         node_hours=None,
         cost=None,
         carbon_kg=None,
@@ -252,15 +253,15 @@ def test_a_simulated_cell_asks_for_what_it_takes_itself_whatever_the_site_says_o
     words = {"runtime_min": 120, "memory_per_node_gib": 128.0, "memory_per_node_max_gib": 360.0}
     site, real, study = slurm_site(words), slurm_cell(4), Study(**study_content(simulated_window_s=3.0))
     cell = replace(real, engine="simulated")
-    planned = replace(forecast(cell, job_duration_s=90_000.0, host_memory_gib=300.0), nodes=2)
+    planned = replace(forecast(cell, allocation_duration_s=90_000.0, host_memory_gib=300.0), nodes=2)
     own = own_job(planned, site.gpus[cell.gpu], study)
-    assert own.job_duration_s == own.longest_job_s == 90 + 2 * (30 + 10) + 3
+    assert own.allocation_duration_s == own.longest_job_s == 90 + 2 * (30 + 10) + 3
     assert own.energy_j is None
     assert cell_resources(site, real, 1, forecast(real))["mem_mb"] == 128 * 1024
     found = cell_resources(site, cell, 1, own)
     assert found["runtime"] == 10
     assert found["mem_mb"] == int(1.5 * (0.3 + 2 * 0.4) * 1024)
-    assert gpu_hours(site, cell, own) == 4 * 10 / 60
+    assert budget(site, [("paper", cell)], None, lambda study, one: own).gpu_hours == 4 * 10 / 60
 
 
 def test_the_identity_of_a_rehearsal_is_that_of_its_forecast() -> None:
@@ -293,7 +294,9 @@ def test_a_budget_tells_what_the_plan_predicts_and_what_it_does_not_know() -> No
         site,
         [("paper", slurm_cell(shards)) for shards in said],
         None,
-        lambda study, cell: forecast(cell, job_duration_s=said[cell.shards], longest_job_s=said[cell.shards]),
+        lambda study, cell: forecast(
+            cell, allocation_duration_s=said[cell.shards], longest_job_s=said[cell.shards]
+        ),
     )
     assert planned.gpu_hours == pytest.approx((102 * 2 + 130 * 2 + 120 * 4) / 60)
     assert planned.outlook() == (
@@ -303,9 +306,20 @@ def test_a_budget_tells_what_the_plan_predicts_and_what_it_does_not_know() -> No
     )
 
 
+def test_a_cell_that_needs_more_memory_than_a_job_may_ask_for_asks_for_all_there_is() -> None:
+    """That it is too little is a warning of its forecast: tests/unit/test_plan_forecast.py."""
+    cell = slurm_cell(2)
+    site = slurm_site({"memory_per_node_gib": 16.0, "memory_per_node_max_gib": 24.0})
+    found = [cell_resources(site, cell, attempt, forecast(cell, host_memory_gib=30.0)) for attempt in (1, 3)]
+    assert [one["mem_mb"] for one in found] == [24 * 1024, 24 * 1024]
+    assert site.words(cell.gpu).most_memory_gib == 24
+    assert slurm_site({"memory_per_node_gib": 16.0}).words(cell.gpu).most_memory_gib == 16
+    assert slurm_site({}).words(cell.gpu).most_memory_gib is None
+
+
 def test_the_outlook_warns_of_links_that_nobody_says() -> None:
     cell = slurm_cell(4)
-    note = "v100: 25 Gb/s Ethernet between nodes is assumed; give links.between"
+    note = Warned("v100: 25 Gb/s Ethernet between nodes is assumed; give links.between")
     noted = replace(forecast(cell), notes=(note, "another"))
     outlook = budget(slurm_site(), [("paper", cell)], None, lambda study, cell: noted).outlook()
     assert outlook is not None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,20 +16,20 @@ import pytest
 from shardwatt.analysis.survey import State, survey
 from shardwatt.layout import CELL_FILES, CellPaths
 from shardwatt.records import Inputs, Record
+from shardwatt.run import commit
 from shardwatt.run.commit import alone, put_in_place, valid_record
 from synthetic_cells import CONSTANTS, STUDY, Numbers, inputs, make_cell, write_does_not_fit, write_ok
 
 CELL = make_cell()
 INPUTS = inputs(Numbers())
 
-#: Puts into place, and is killed by SIGKILL just before one of the steps that a crash could part.
+#: For each line of JSON, work, results and step: a process puts into place, and is killed by SIGKILL just
+#: before the one of the steps that a crash could part; tells its exit code. All are forked from this one,
+#: which has imported what they need.
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from shardwatt.run import commit
-
-work, results, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-steps = 0
 
 def dying(function):
     def call(*words, **options):
@@ -39,8 +41,33 @@ def dying(function):
     return call
 
 Path.unlink, Path.replace, os.fsync = map(dying, (Path.unlink, Path.replace, os.fsync))
-commit.put_in_place(work, results)
+for line in sys.stdin:
+    work, results, step = json.loads(line)
+    steps = 0
+    if not (child := os.fork()):
+        commit.put_in_place(Path(work), Path(results))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+@pytest.fixture
+def put_killed() -> Iterator[Callable[[Path, Path, int], int]]:
+    """Puts a work folder into place in a process that is killed before a step; returns its exit code."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        stdin, stdout = parent.stdin, parent.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def put(work: Path, results: Path, step: int) -> int:
+            stdin.write(json.dumps([str(work), str(results), step]) + "\n")
+            stdin.flush()
+            return int(stdout.readline())
+
+        yield put
+        stdin.close()
 
 
 def paths_in(base: Path, study: str = STUDY) -> CellPaths:
@@ -58,7 +85,9 @@ def is_valid(paths: CellPaths, constants_hash: str = CONSTANTS.hash, known: Inpu
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["new", "over an older result"])
-def test_a_kill_at_any_step_leaves_the_old_the_new_or_nothing(tmp_path: Path, older: bool) -> None:
+def test_a_kill_at_any_step_leaves_the_old_the_new_or_nothing(
+    tmp_path: Path, put_killed: Callable[[Path, Path, int], int], older: bool
+) -> None:
     seen = []
     for step in range(20):
         base = tmp_path / str(step)
@@ -66,9 +95,7 @@ def test_a_kill_at_any_step_leaves_the_old_the_new_or_nothing(tmp_path: Path, ol
         if older:
             write_ok(base, CELL, Numbers(batch_s=1.0))
         work = make_work(base, Numbers(batch_s=2.0))
-        run = subprocess.run(
-            [sys.executable, "-c", KILLED, str(work), str(paths.results), str(step)], timeout=60
-        )
+        code = put_killed(work, paths.results, step)
         (state,) = survey(base, STUDY, [CELL], CONSTANTS, deep=True)
         assert is_valid(paths) == (state.state is State.OK)
         if state.record is None:
@@ -76,9 +103,9 @@ def test_a_kill_at_any_step_leaves_the_old_the_new_or_nothing(tmp_path: Path, ol
             seen.append("nothing")
         else:
             seen.append(_made_of(state.record, paths))
-        if run.returncode == 0:
+        if code == 0:
             break
-        assert run.returncode == -signal.SIGKILL
+        assert code == -signal.SIGKILL
     else:
         pytest.fail("the steps never ended")
     assert seen[-1] == "new"
@@ -115,6 +142,38 @@ def test_a_missing_file_leaves_the_old_result_whole(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         put_in_place(work, paths_in(tmp_path).results)
     assert is_valid(paths_in(tmp_path))
+
+
+def test_a_work_folder_that_is_removed_meanwhile_leaves_the_old_result_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the second start of a job whose first one was cut off from Slurm, and is back."""
+    write_ok(tmp_path, CELL)
+    work = make_work(tmp_path, Numbers(batch_s=2.0))
+    flush = commit._flush
+
+    def flush_and_lose(path: Path) -> None:
+        flush(path)
+        if path == work / "result.json":
+            shutil.rmtree(work)
+
+    monkeypatch.setattr(commit, "_flush", flush_and_lose)
+    with pytest.raises(FileNotFoundError):
+        put_in_place(work, paths_in(tmp_path).results)
+    assert is_valid(paths_in(tmp_path))
+
+
+def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
+    results = paths_in(tmp_path).results
+    results.mkdir(parents=True)
+    (results / ".power.parquet.0123456789abcdef-7-x").write_bytes(b"much")
+    put_in_place(make_work(tmp_path, Numbers()), results)
+    assert {path.name for path in results.iterdir()} == set(CELL_FILES)
+
+
+def test_logs_that_were_tidied_away_cost_no_result(tmp_path: Path) -> None:
+    with alone(tmp_path / "logs" / "cell" / "commit.lock"):
+        pass
 
 
 def test_only_a_whole_result_of_the_same_constants_and_inputs_is_valid(tmp_path: Path) -> None:
@@ -165,4 +224,4 @@ def test_a_second_attempt_waits_for_the_first_to_be_in_place(tmp_path: Path) -> 
         assert second.stdout.readline() == b"ready\n"
         time.sleep(0.3)
         assert second.poll() is None
-    assert second.communicate(timeout=30)[0] == b"in\n"
+    assert second.communicate(timeout=120)[0] == b"in\n"

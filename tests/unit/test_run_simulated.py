@@ -18,7 +18,8 @@ import simulated_nvml
 from shardwatt.cell import Cell
 from shardwatt.layout import CellPaths
 from shardwatt.matrix import expand
-from shardwatt.plan.forecast import CellForecast, Forecaster
+from shardwatt.plan.cellforecast import CellForecast
+from shardwatt.plan.forecast import Forecaster
 from shardwatt.readings import Method, Status
 from shardwatt.recordfiles import read
 from shardwatt.records import Outcome, Record
@@ -56,7 +57,8 @@ class Rehearsal:
         self.root.mkdir()
         make_root(self.root)
         (self.root / "Snakefile").touch()
-        self.environment = {**os.environ, **environment}
+        # Cells of one machine wait for each other there; here another worker's are not to be waited for.
+        self.environment = {**os.environ, **environment, "TMPDIR": str(folder)}
         self.environment.pop("SHARDWATT_ROOT", None)
         axes = {axis: study.pop(axis) for axis in list(study) if axis in {*MATRIX, "cap", "repeat"}}
         usual = {"prompts": 256, "idle_read_s": 0, "simulated_window_s": WINDOW_S}

@@ -11,7 +11,8 @@ from shardwatt.cell import Cell
 from shardwatt.errors import CellFailure, Reason
 from shardwatt.jobshape import job_shape
 from shardwatt.matrix import expand
-from shardwatt.plan.forecast import CellForecast, Forecaster
+from shardwatt.plan.cellforecast import CellForecast
+from shardwatt.plan.forecast import Forecaster
 from shardwatt.run.exchange import RunReport
 from shardwatt.run.job import Job, plan_job
 from shardwatt.run.simulation import Simulation, simulate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -97,7 +98,9 @@ def test_an_environment_line_that_fails_starts_no_other_python(tmp_path: Path) -
 
 def test_a_step_ends_when_its_input_does_and_is_killed_if_it_does_not(tmp_path: Path) -> None:
     assert Step(["cat"], tmp_path / "log").end(30)
-    assert not Step(["sleep", "600"], tmp_path / "log").end(0.1)
+    killed = Step(["sleep", "600"], tmp_path / "log")
+    assert not killed.end(0.1)
+    assert not killed.end(30)
 
 
 def test_a_step_hears_its_own_program_whatever_another_does_with_the_log(tmp_path: Path) -> None:
@@ -114,6 +117,35 @@ def test_a_step_hears_its_own_program_whatever_another_does_with_the_log(tmp_pat
     assert second.end(30)
     assert (first.said(), second.said()) == ("first\nended", "second")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["cannot be read", "is gone"])
+def test_a_step_that_loses_its_log_is_heard_as_far_as_it_was_read_and_ends_well(
+    tmp_path: Path, how: str
+) -> None:
+    """As a network file system does to it; by then the cell beside it may be measured."""
+    log = tmp_path / "log"
+    step = Step(["sh", "-c", "echo well; read end"], log)
+    until_said(step, "well")
+    own = Path("/proc/self/fd")
+    (descriptor,) = (int(path.name) for path in own.iterdir() if os.path.realpath(path) == str(log))
+    if how == "is gone":
+        os.close(descriptor)
+    else:
+        folder = os.open(tmp_path, os.O_RDONLY)  # what no program can read
+        os.dup2(folder, descriptor)
+        os.close(folder)
+    assert step.said() == "well"
+    assert step.end(30)
+    assert step.said() == "well"
+
+
+def test_a_step_whose_log_was_never_read_has_said_nothing(tmp_path: Path) -> None:
+    step = Step(["sh", "-c", "read end"], tmp_path / "log")
+    own = Path("/proc/self/fd")
+    (descriptor,) = (int(path.name) for path in own.iterdir() if "/log" in os.path.realpath(path))
+    os.close(descriptor)
+    assert (step.said(), step.end(30)) == ("", True)
 
 
 def until_said(step: Step, words: str) -> None:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from executor_words import sbatch_words
+from shardwatt.attempts import Claim
 from shardwatt.cell import Cell
 from shardwatt.checkpoints import ModelError
-from shardwatt.plan.forecast import CellForecast
-from shardwatt.run.together import SharedJob, in_random_order, shared_jobs, split_comparisons
+from shardwatt.errors import NoAnswerError, ShardwattError, SlurmError
+from shardwatt.layout import claim_file, claims
+from shardwatt.plan.cellforecast import CellForecast
+from shardwatt.recordfiles import read
+from shardwatt.run.together import (
+    SharedJob,
+    in_random_order,
+    shared_jobs,
+    split_comparisons,
+    submit_together,
+)
 from shardwatt.site import Site
 from shardwatt.sitepower import PowerLimits
 from slurm_site import V100, slurm_cell, slurm_site
@@ -192,7 +204,7 @@ def forecast(cell: Cell) -> CellForecast:
         nodes=4,
         gpus=8,
         gpus_held=8,
-        job_duration_s=60.0,
+        allocation_duration_s=60.0,
         longest_job_s=600.0 * cell.batch,
         host_memory_gib=float(cell.batch),
     )
@@ -246,6 +258,63 @@ def test_the_script_runs_all_cells_in_order_whatever_the_folders_are_called() ->
         *("exec", "/my env/bin/python", "-m", "shardwatt", "run-cell", "paper"),
         *(cell.path for cell in cells),
     ]
+
+
+SBATCH = """\
+#!/bin/sh
+ls {claims} >> {folder}/seen
+count=$(wc -l < {folder}/calls 2> /dev/null || echo 0)
+echo "$*" >> {folder}/calls
+[ "$count" -lt {good} ] && echo $((17 + count)) && exit
+echo 'sbatch: error: Batch job submission failed: {refusal}' >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("good", "refusal", "known", "error"),
+    [
+        (3, "", {"17", "18", "19"}, None),
+        (1, "Invalid partition name specified", {"17"}, SlurmError),
+        (1, "Socket timed out on send/recv operation", {"17", "pending"}, NoAnswerError),
+    ],
+)
+def test_what_jobs_run_is_noted_before_the_first_is_submitted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    good: int,
+    refusal: str,
+    known: set[str],
+    error: type[Exception] | None,
+) -> None:
+    """And stays noted where nobody knows whether there is a job: a time-out is no refusal."""
+    notes = claims(tmp_path, "paper")
+    script = SBATCH.format(claims=notes, folder=tmp_path, good=good, refusal=refusal)
+    (tmp_path / "sbatch").write_text(script)
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    jobs = [SharedJob((cell,), 60) for cell in batches(slurm_cell(8), 1, 2, 4)]
+    numbers = submit_together(tmp_path, site_of(tmp_path), "paper", "python", jobs)
+    with nullcontext() if error is None else pytest.raises(error):
+        assert list(numbers) == ["17", "18", "19"]
+    first = (tmp_path / "seen").read_text().splitlines()[:3]
+    assert all(name.startswith("pending-") for name in first), first
+    assert {path.stem.partition("-")[0] for path in notes.iterdir()} == known
+    assert read(Claim, claim_file(tmp_path, "paper", "17")) == Claim(
+        job_id="17", cells=[jobs[0].cells[0].path]
+    )
+    assert f"claim={Path(first[0]).stem.partition('-')[0]}-" in (tmp_path / "calls").read_text()
+
+
+def test_a_snakemake_that_runs_when_all_is_noted_lets_nothing_be_submitted(tmp_path: Path) -> None:
+    def refuse() -> None:
+        assert len(list(claims(tmp_path, "paper").iterdir())) == 2
+        raise ShardwattError("Snakemake runs")
+
+    jobs = [SharedJob((cell,), 60) for cell in batches(slurm_cell(8), 1, 2)]
+    with pytest.raises(ShardwattError, match="Snakemake runs"):
+        list(submit_together(tmp_path, site_of(tmp_path), "paper", "python", jobs, refuse))
+    assert list(claims(tmp_path, "paper").iterdir()) == []
 
 
 def test_simulated_cells_share_jobs_without_any_model(root: Path) -> None:

@@ -261,9 +261,16 @@ def test_the_rank_that_srun_names_first_is_the_cause(trio: Watched) -> None:
 
 def test_a_rank_that_nccls_watchdog_ended_waited_in_vain(pair: Watched) -> None:
     said = "[rank1]:[E] ProcessGroupNCCL: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"
-    (pair.work / "rank-1.log").write_text(said)
+    (pair.work / "rank-1.log").write_text(f"work folder: {pair.work.name}\n{said}")
     pair.die(1, RankExit("v100-1", -6))
     assert pair.failure().reason is Reason.COLLECTIVE_TIMEOUT
+
+
+def test_what_nccl_told_a_rank_of_another_start_is_not_this_ones(pair: Watched) -> None:
+    said = "[rank1]:[E] ProcessGroupNCCL: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"
+    (pair.work / "rank-1.log").write_text(f"work folder: another\n{said}")
+    pair.die(1, RankExit("v100-1", -6))
+    assert pair.failure().reason is Reason.RANK_DIED
 
 
 def test_a_rank_that_could_not_start_tells_its_own_words(pair: Watched) -> None:

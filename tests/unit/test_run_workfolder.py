@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from shardwatt.run.workfolder import OWNER_FILE, WorkFolder, remove_abandoned
+import pytest
+
+from shardwatt.run.workfolder import (
+    OWNER_FILE,
+    Owner,
+    WorkFolder,
+    is_worked_in,
+    remove_abandoned,
+    remove_of_job,
+)
 
 HOLDER = """
 import sys
@@ -49,9 +61,81 @@ def test_another_nodes_folder_stays(tmp_path: Path) -> None:
     process, path = start_holder(tmp_path / "cell-7")
     process.kill()
     process.communicate()
-    (path / OWNER_FILE).write_text("another-node")
+    change_owner(path, node="another-node")
     assert remove_abandoned(tmp_path) == []
     assert path.is_dir()
+
+
+def test_a_living_ones_folder_stays_also_if_its_lock_is_lost(tmp_path: Path) -> None:
+    """As on a network file system that was away for long."""
+    process, path = start_holder(tmp_path / "cell-7")
+    try:
+        lose_lock(path)
+        be_silent(path)
+        assert remove_abandoned(tmp_path) == []
+        assert path.is_dir()
+    finally:
+        process.kill()
+        process.communicate()
+    assert remove_abandoned(tmp_path) == [path]
+
+
+@pytest.mark.parametrize("change", [{"boot_id": "0" * 36}, {"pid_space": 1}], ids=["boot", "container"])
+def test_one_that_cannot_be_told_from_here_must_have_been_silent(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    """Another host of the same name, that shows no locks; or this one, before it was started anew."""
+    process, path = start_holder(tmp_path / "cell-7")
+    process.kill()
+    process.communicate()
+    change_owner(path, **change)
+    assert remove_abandoned(tmp_path) == []
+    be_silent(path)
+    assert remove_abandoned(tmp_path) == [path]
+
+
+def test_what_a_requeued_job_left_is_removed_but_not_what_another_supervisor_of_the_job_holds(
+    tmp_path: Path,
+) -> None:
+    begins = [tmp_path / f"{begin}-4711" for begin in ("0123456789abcdef", "ranks")]
+    (living, held), (killed, left) = map(start_holder, begins)
+    killed.kill()
+    killed.communicate()
+    elsewhere = tmp_path / "fedcba9876543210-4711-x"
+    shutil.copytree(held, elsewhere)
+    change_owner(elsewhere, node="another-node")
+    other_job = tmp_path / "0123456789abcdef-47-x"
+    other_job.mkdir()
+    try:
+        assert set(remove_of_job(tmp_path, "4711")) == {left, elsewhere}
+        lose_lock(held)
+        assert remove_of_job(tmp_path, "4711") == []
+        assert set(tmp_path.iterdir()) == {held, other_job}
+    finally:
+        living.kill()
+        living.communicate()
+    assert remove_of_job(tmp_path, "4711") == [held]
+
+
+def test_a_job_works_where_something_has_changed_of_late(tmp_path: Path) -> None:
+    assert not is_worked_in(tmp_path, "4711")
+    folder = tmp_path / "0123456789abcdef-4711-x"
+    folder.mkdir()
+    assert is_worked_in(tmp_path, "4711")
+    assert not is_worked_in(tmp_path, "471")
+    be_silent(folder)
+    assert not is_worked_in(tmp_path, "4711")
+
+
+def change_owner(folder: Path, **change: object) -> None:
+    owner = Owner.model_validate_json((folder / OWNER_FILE).read_text())
+    (folder / OWNER_FILE).write_text(owner.model_copy(update=change).model_dump_json())
+
+
+def lose_lock(folder: Path) -> None:
+    """A lock is of the file, so another of the same content has none."""
+    copy = shutil.copy(folder / OWNER_FILE, folder / "copy")
+    Path(copy).replace(folder / OWNER_FILE)
 
 
 def test_one_jobs_second_attempt_gets_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -66,3 +150,9 @@ def test_one_jobs_second_attempt_gets_a_folder_of_its_own(tmp_path: Path) -> Non
 
 def test_a_folder_that_is_not_there_holds_nothing_to_remove(tmp_path: Path) -> None:
     assert remove_abandoned(tmp_path / ".work") == []
+
+
+def be_silent(folder: Path) -> None:
+    """As if nothing had changed in it for an hour."""
+    an_hour_ago_s = time.time() - 3600
+    os.utime(folder, (an_hour_ago_s, an_hour_ago_s))

@@ -19,6 +19,10 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable, raising=False)
 
 
+#: Figures of a device without a data sheet.
+PEAK = {"memory_bandwidth_gb_s": 900, "source": "a test"}
+
+
 def gpu(**changes: Any) -> dict[str, Any]:
     return {"gpus": {"v100": {**GPUS["v100"], **changes}}}
 
@@ -156,6 +160,38 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (
             gpu(peak={"source": "a test"}),
             "gpus.v100.peak: expected memory_bandwidth_gb_s, tflops, or both",
+        ),
+        (
+            gpu(peak={**PEAK, "clock_mhz": 1500}),
+            "gpus.v100.peak: expected clock_mhz and lowest_clock_mhz, or neither: their ratio counts",
+        ),
+        (
+            gpu(peak={**PEAK, "clock_mhz": 210, "lowest_clock_mhz": 1500}),
+            "gpus.v100.peak: lowest_clock_mhz: found 1500, and clock_mhz 210; expected a lower one",
+        ),
+        (
+            gpu(peak={**PEAK, "power_min_w": 0}),
+            "gpus.v100.peak.power_min_w: found 0; expected more than 0",
+        ),
+        (
+            gpu(tdp_w=250, peak={**PEAK, "power_min_w": 300}),
+            "gpus.v100: peak.power_min_w: found 300, and tdp_w 250; expected less",
+        ),
+        (
+            gpu(peak={**PEAK, "idle_w": 60, "power_min_w": 50}),
+            "gpus.v100: peak.idle_w: found 60, and power_min_w 50; expected less",
+        ),
+        (
+            gpu(tdp_w=250, peak={**PEAK, "idle_w": 250}),
+            "gpus.v100: peak.idle_w: found 250, and tdp_w 250; expected less",
+        ),
+        (
+            gpu(kind="cpu", peak={**PEAK, "power_min_w": 50}),
+            "gpus.v100: peak.power_min_w: found with kind: cpu; expected it of GPUs alone",
+        ),
+        (
+            gpu(kind="cpu", peak={**PEAK, "clock_mhz": 3000, "lowest_clock_mhz": 800}),
+            "gpus.v100: peak.clock_mhz: found with kind: cpu; expected it of GPUs alone",
         ),
         (
             gpu(peak={"tflops": {"fp8": 3}, "source": "a test"}),

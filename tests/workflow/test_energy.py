@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,7 +17,10 @@ from shardwatt.layout import CellPaths
 from shardwatt.readings import Status
 from shardwatt.recordfiles import read
 from shardwatt.records import Record
-from workflow_project import Project, copy_project
+from workflow_project import Project
+
+# One worker: what these share is run once.
+pytestmark = pytest.mark.workflow
 
 #: W of each GPU of the machine at work; the job has the second and the third.
 POWER_W = (50, 250, 350, 999)
@@ -24,12 +28,12 @@ WORK_W = 600
 #: A limit holds each down to 100 W until its ranks are about to open the window.
 LIMIT_W, IDLE_W = 100, 200
 
-_LET_GO = """
-import pynvml
-pynvml.nvmlInit()
-for index in (1, 2):
-    pynvml.nvmlDeviceSetPowerManagementLimit(pynvml.nvmlDeviceGetHandleByIndex(index), 1_000_000)
-"""
+
+def let_go(limits: Path) -> None:
+    """Lift the limits of the job's GPUs, at once: with a line each, as tests/nvml/limits.c remembers them."""
+    with limits.open("a", encoding="ascii") as remembered:
+        for gpu in (1, 2):
+            remembered.write(f"{socket.gethostname()} {gpu} {time.monotonic():.6f} 1000000 1\n")
 
 
 def waits_for_cool_devices(paths: CellPaths) -> bool:
@@ -38,9 +42,11 @@ def waits_for_cool_devices(paths: CellPaths) -> bool:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, CellPaths]:
+def measured(
+    tmp_path_factory: pytest.TempPathFactory, new_project: Callable[[Path], Project]
+) -> tuple[Project, CellPaths]:
     folder = tmp_path_factory.mktemp("energy")
-    project = copy_project(folder / "a project")
+    project = new_project(folder / "a project")
     library = simulated_nvml.build(folder / "library")
     origin = folder / "origin"
     project.environment |= simulated_nvml.settings(
@@ -63,14 +69,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, CellPat
     )  # fmt: skip
     (paths,) = project.cells()
     with ThreadPoolExecutor() as beside:
-        run = beside.submit(project.snakemake, paths.target)
+        run = beside.submit(project.snakemake, paths.target, timeout_s=600)
         while not run.done() and not waits_for_cool_devices(paths):
             time.sleep(0.1)
         simulated_nvml.begin(origin)
         # Rank 0 waits for DCGM, which hangs for some seconds: nothing but the window lies behind it.
         while not run.done() and not list(project.root.glob("results/tiny/.work/*/gate-open.asked")):
             time.sleep(0.05)
-        subprocess.run([sys.executable, "-c", _LET_GO], env=project.environment, check=True)
+        let_go(folder / "limits")
         done = run.result()
     assert done.returncode == 0, done.stdout
     return project, paths

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ def without_torch(project: Project) -> None:
     folder = project.root / "no-torch"
     folder.mkdir()
     (folder / "torch.py").write_text("raise ImportError('torch was imported')\n")
-    project.environment["PYTHONPATH"] = str(folder)
+    project.environment["PYTHONPATH"] = os.pathsep.join([str(folder), project.environment["PYTHONPATH"]])
 
 
 def rows(project: Project) -> list[dict[str, str]]:
@@ -45,7 +48,7 @@ def test_a_plan_is_made_before_anything_runs_and_without_torch(project: Project)
     run = project.snakemake(PLAN)
     assert run.returncode == 0, run.stdout
     assert {path.name for path in (project.root / "results" / "tiny").iterdir()} == {
-        *("plan.csv", "plan.md", "plan.parquet"),
+        *("plan.csv", "plan-totals.csv", "plan.md", "plan.parquet"),
     }
     assert [row["shards"] for row in rows(project)] == ["1", "2"]
     assert all(float(row["duration_s"]) > 0 for row in rows(project))
@@ -117,6 +120,27 @@ def test_a_simulated_cell_needs_no_model_and_no_data(project: Project) -> None:
     jobs = planned_jobs(run.stdout)
     assert jobs["cell"] == 2
     assert not {"fetch", "make_model", "make_tokenizer"} & set(jobs)
+
+
+def test_a_model_is_made_again_for_what_its_recipe_says_and_not_for_when_it_was_touched(
+    project: Project, new_project: Callable[[Path], Project], tmp_path: Path
+) -> None:
+    """A second project that reads the same models would remake them under the first one's cells."""
+    recipe = Path("config", "models", "tiny.yaml")
+    (target,) = {path.target for path in project.cells() if path.cell.shards == 1 and path.cell.batch == 2}
+    second = new_project(tmp_path / "a second project")
+    second.environment["SHARDWATT_MODELS"] = str(project.root / "models")
+    shutil.copytree(
+        project.root / "config" / "studies", second.root / "config" / "studies", dirs_exist_ok=True
+    )
+    for path in (second.root / "config" / "prompts").iterdir():
+        os.utime(path)
+    os.utime(second.root / recipe)
+    assert planned_jobs(second.snakemake("-n", target).stdout) == {"cell": 1}
+    content = yaml.safe_load((second.root / recipe).read_text())
+    (second.root / recipe).write_text(yaml.safe_dump({**content, "seed": content.get("seed", 0) + 1}))
+    os.utime(second.root / recipe, (0, 0))
+    assert planned_jobs(second.snakemake("-n", target).stdout) == {"make_model": 1, "cell": 1}
 
 
 def test_a_dry_run_ends_with_what_the_plan_predicts(project: Project) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ from workflow_project import Project
 pytestmark = pytest.mark.workflow
 
 REPORT = "results/tiny/report.html"
+#: Of all cells; of what comes after, tests/workflow/test_study.py tells.
+TABLE = "results/tiny/cells.parquet"
+#: Longest time in s that a test waits for anything.
+PATIENCE_S = 600.0
+#: Longest time in s until a cell that was struck has ended: far less than a collective waits for a rank.
+PROMPTLY_S = 45.0
 #: A cell that would take far longer than any test waits.
 ENDLESS: dict[str, Any] = {"prompts": 64, "warmup_tokens": 1}
 
@@ -38,7 +45,7 @@ def run_cell(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "shardwatt", "run-cell", paths.study, paths.cell.path],
-        cwd=project.root, env=project.environment, capture_output=True, text=True, timeout=120,
+        cwd=project.root, env=project.environment, capture_output=True, text=True, timeout=PATIENCE_S,
         preexec_fn=preexec_fn,
     )  # fmt: skip
 
@@ -60,7 +67,7 @@ def _progress(project: Project) -> str:
     return "".join(path.read_text() for path in project.root.glob("results/tiny/.work/*/progress.json"))
 
 
-def await_true(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+def await_true(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, f"waited {timeout_s} s for {what}"
@@ -75,7 +82,7 @@ def rank_pid(project: Project, rank: int) -> int:
 def assert_nothing_left(project: Project, paths: CellPaths, started: list[psutil.Process]) -> None:
     assert not paths.record.exists()
     assert not list(project.root.glob("results/tiny/.work/*"))
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=PROMPTLY_S)
     assert not alive, alive
 
 
@@ -84,8 +91,8 @@ def test_a_killed_rank_ends_the_cell_within_seconds(project: Project) -> None:
     started = psutil.Process(process.pid).children(recursive=True)
     killed_s = time.monotonic()
     os.kill(rank_pid(project, 1), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - killed_s < 15
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert time.monotonic() - killed_s < PROMPTLY_S
     assert process.returncode == 1
     assert "rank_died" in errors
     assert "Traceback" not in errors
@@ -99,10 +106,10 @@ def test_a_killed_rank_ends_the_cell_within_seconds(project: Project) -> None:
 
 def test_a_stopped_rank_is_no_longer_waited_for(project: Project) -> None:
     site = project.root / "profiles" / "local" / "site.yaml"
-    site.write_text(site.read_text() + "collective_timeout_s: 3\n")
+    site.write_text(site.read_text() + "collective_timeout_s: 8\n")
     process, paths = start_endless(project, shards=2)
     os.kill(rank_pid(project, 1), signal.SIGSTOP)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     failure = read(Failure, paths.failure)
     assert failure.reason is Reason.COLLECTIVE_TIMEOUT
@@ -118,7 +125,7 @@ def test_a_signal_ends_the_cell_cleanly(project: Project, number: signal.Signals
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         time.sleep(0.02)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert read(Failure, paths.failure).reason is Reason.CANCELLED
@@ -134,7 +141,7 @@ def test_an_interrupt_that_the_ranks_launcher_sees_first_is_no_traceback(project
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.2)
     process.send_signal(signal.SIGCONT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert_nothing_left(project, paths, started)
@@ -148,7 +155,7 @@ def test_a_signal_before_the_ranks_start_is_written_down(project: Project) -> No
     )  # fmt: skip
     await_true(lambda: any(paths.logs.glob("attempt-*.json")), "the attempt to begin")
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, errors
     assert "ended by SIGTERM" in read(Failure, paths.failure).message
     (attempt,) = paths.logs.glob("attempt-*.json")
@@ -163,7 +170,7 @@ def test_ranks_do_not_outlive_a_killed_supervisor_and_its_folder_is_removed(proj
     started = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(started, timeout=20)
+    _, alive = psutil.wait_procs(started, timeout=PROMPTLY_S)
     assert not alive, alive
     assert not paths.record.exists()
     assert project.states()[paths.target] == ("missing", "no_end")
@@ -185,12 +192,12 @@ def test_ctrl_c_in_mid_run_leaves_nothing_that_is_taken_for_whole(project: Proje
     )  # fmt: skip
     await_true(lambda: '"run"' in _progress(project), "the cell to run")
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode != 0
     (paths,) = project.cells()
     assert not paths.record.exists()
     project.write_study(prompts=2, warmup_tokens=1, matrix=project.block(shards=1, length=2))
-    run = project.snakemake(REPORT)
+    run = project.snakemake(TABLE, timeout_s=PATIENCE_S)
     assert run.returncode == 0, run.stdout
 
 
@@ -199,7 +206,7 @@ def test_one_bad_cell_never_hides_the_other(project: Project) -> None:
     broken = project.root / "models" / "tiny" / "shards-2" / "consolidated.01.pth"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    run = project.snakemake(REPORT)
+    run = project.snakemake(REPORT, timeout_s=PATIENCE_S)
     assert run.returncode != 0
     assert "bad_checkpoint" in run.stdout
     assert project.states() == {good.target: ("ok", None), bad.target: ("failed", "bad_checkpoint")}
@@ -210,7 +217,7 @@ def test_one_bad_cell_never_hides_the_other(project: Project) -> None:
     assert not (project.root / REPORT).exists()
     assert "consolidated.01.pth" in read(Failure, bad.failure).message
     broken.write_bytes(whole)
-    run = project.snakemake(REPORT)
+    run = project.snakemake(TABLE, timeout_s=PATIENCE_S)
     assert run.returncode == 0, run.stdout
     assert run.stdout.count("rule cell:") == 1
     assert project.states()[bad.target] == ("ok", None)
@@ -343,7 +350,7 @@ def test_results_that_cannot_be_written(project: Project) -> None:
     assert "Traceback" not in run.stderr
 
 
-def test_two_supervisors_of_one_cell_leave_one_whole_result(project: Project) -> None:
+def test_two_supervisors_of_one_cell_measure_it_once(project: Project) -> None:
     paths = project.cells()[0]
     command = [sys.executable, "-m", "shardwatt", "run-cell", "tiny", paths.cell.path]
     both = [
@@ -352,11 +359,43 @@ def test_two_supervisors_of_one_cell_leave_one_whole_result(project: Project) ->
         )
         for _ in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in both]
+    errors = [process.communicate(timeout=PATIENCE_S)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
+    assert sum("a valid result is there already" in said for said in errors) == 1
     assert project.states()[paths.target] == ("ok", None)
     assert project.shardwatt("cells", "tiny", "--deep", "--outcome", "invalid").stdout.count("invalid") == 0
     assert not any((project.root / "results" / "tiny" / ".work").iterdir())
+
+
+def test_a_cell_waits_for_another_projects_and_its_record_holds_nothing_of_that(
+    project: Project, new_project: Callable[[Path], Project], made_models: Path, tmp_path: Path
+) -> None:
+    first, paths = start_endless(project, shards=1)
+    other = new_project(tmp_path / "another project")
+    shutil.copytree(made_models, other.root / "models")
+    # One machine, as for any two projects of a user.
+    other.environment["TMPDIR"] = project.environment["TMPDIR"]
+    waiting = other.cells()[0]
+    second = subprocess.Popen(
+        [sys.executable, "-m", "shardwatt", "run-cell", "tiny", waiting.cell.path],
+        cwd=other.root, env=other.environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    taken = f"taken by process {first.pid}, which runs {paths.cell.path} of study tiny in {project.root}"
+    log = waiting.supervisor_log
+    await_true(lambda: log.exists() and taken in log.read_text(), "the second cell to wait")
+    time.sleep(1)
+    assert not list(other.root.glob("results/tiny/.work/*/*.json"))
+    freed = datetime.now(UTC)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=PATIENCE_S)
+    _, errors = second.communicate(timeout=PATIENCE_S)
+    assert second.returncode == 0, errors
+    assert errors.count("waiting: ") == 1
+    record = read(Record, waiting.record)
+    assert record.timings is not None
+    assert record.timings.started_at >= freed
+    (attempt,) = waiting.logs.glob("attempt-*.json")
+    assert read(Attempt, attempt).started_at < freed
 
 
 def test_a_result_with_a_torn_file_is_made_again(finished: Project) -> None:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from shardwatt.cell import PATH_PATTERN, STUDY_PATTERN
 from shardwatt.dag import Planner, command_environment
 from shardwatt.errors import ShardwattError
-from shardwatt.leftovers import cancel_and_wait
+from shardwatt.leftovers import cancel_and_wait, check_none_since
 from shardwatt.resources import agreed_gpu_hours, resource_names
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -66,6 +66,22 @@ def files_of_cell(wildcards):
     return [*ask(PLANNER.made_inputs, *cell), *found]
 
 
+def recipe_of_model(wildcards):
+    """A model's recipe: what it says counts, and not when it was touched.
+
+    The folder of models may be another project's too, whose cells run meanwhile.
+    """
+    recipe = ask(PLANNER.recipe, wildcards.model)
+    made = ask(PLANNER.is_made, wildcards.model, wildcards.shards)
+    if made is None:
+        return recipe
+    if not made:
+        workflow.dag.forcefiles.add(
+            f"{SITE.models}/{wildcards.model}/shards-{wildcards.shards}"
+        )
+    return ancient(recipe)
+
+
 def resources_of_cell():
     """What a cell's job asks for, by name: of Slurm all that the site says, of this machine nothing."""
 
@@ -110,6 +126,8 @@ def end_leftovers():
     if LEFTOVERS_PROBLEM is not None:
         logger.error(f"shardwatt: {LEFTOVERS_PROBLEM}")
         sys.exit(1)
+    if SITE.launcher == "slurm":
+        ask(check_none_since, PLANNER, LEFTOVERS)
     if SITE.leftover_jobs == "cancel":
         ask(cancel_and_wait, LEFTOVERS.of(cells))
 

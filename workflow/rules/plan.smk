@@ -8,6 +8,7 @@ localrules:
 rule plan:
     output:
         "results/{study}/plan.csv",
+        "results/{study}/plan-totals.csv",
         "results/{study}/plan.parquet",
         "results/{study}/plan.md",
     log:

@@ -22,7 +22,8 @@ rule fetch:
 
 rule make_tokenizer:
     input:
-        lambda wildcards: ask(PLANNER.model_sources, wildcards.model),
+        # Pinned by their hashes: when they were touched counts for nothing.
+        lambda wildcards: map(ancient, ask(PLANNER.model_sources, wildcards.model)),
     output:
         f"{MODELS}/{{model}}/tokenizer.model",
     log:
@@ -35,7 +36,7 @@ rule make_tokenizer:
 
 rule make_model:
     input:
-        recipe=PLANNER.recipe_pattern(),
+        recipe=recipe_of_model,
         tokenizer=f"{MODELS}/{{model}}/tokenizer.model",
     output:
         directory(f"{MODELS}/{{model}}/shards-{{shards}}"),

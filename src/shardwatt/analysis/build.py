@@ -24,6 +24,7 @@ from shardwatt.analysis.tidy import write_tidy
 from shardwatt.cell import AXES, Cell
 from shardwatt.errors import ShardwattError, suggestion
 from shardwatt.figurelist import FigureSpec, figures
+from shardwatt.run.commit import alone
 from shardwatt.study import Study
 
 
@@ -97,13 +98,16 @@ def build_all(
 ) -> Path:
     """Build everything from the cells that exist now, and return the report's path.
 
+    Who builds the same folder at that time is waited for: what two have seen is never mixed.
+
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
-    build_cells(states, folder)
-    build_figures(folder)
-    build_tables(folder)
-    return build_report(base, study_name, study, folder, commands=commands)
+    with alone(folder / ".lock"):
+        build_cells(states, folder)
+        build_figures(folder)
+        build_tables(folder)
+        return build_report(base, study_name, study, folder, commands=commands)
 
 
 def _specs(frame: pd.DataFrame) -> list[FigureSpec]:

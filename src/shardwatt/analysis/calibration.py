@@ -18,6 +18,7 @@ from shardwatt.analysis.calibrationerrors import (
     Quantity,
     Said,
     error,
+    folds,
     leave_gpu_out,
     leave_one_out,
     spread,
@@ -28,6 +29,7 @@ from shardwatt.plan.calibrated import factors_of, figures_of
 from shardwatt.plan.device import Factors
 from shardwatt.plan.forecast import Forecaster
 from shardwatt.recordfiles import write_whole
+from shardwatt.run.commit import alone
 from shardwatt.site import Site
 from shardwatt.siteplan import Calibration, CalibrationFile, Measured, watts
 from shardwatt.study import Study
@@ -79,6 +81,11 @@ class Calibrated:
     def configurations(self) -> int:
         """Cells that are no twins of each other."""
         return _configurations(self.cells)
+
+    @property
+    def folds(self) -> int:
+        """Fits that were made to see how well cells are predicted that they have not seen."""
+        return folds(self.configurations)
 
     def basis(self, quantity: Quantity) -> Approach:
         """Whose errors make the intervals of forecasts: the whole forecast's, where there are any."""
@@ -208,6 +215,7 @@ def entry(made: Calibrated, source: str, today: date) -> Calibration:
     return Calibration(
         **{name: _rounded(getattr(made.fit.factors, name)) for name in NAMES},
         fitted=[name for name in NAMES if name in made.fit.standard_errors],
+        at_bound=list(made.fit.at_bound),
         spread={name: (_rounded(low), _rounded(high)) for name, (low, high) in made.spread().items()},
         cells=len(made.cells),
         measured=_measured(made.cells),
@@ -240,15 +248,19 @@ def _measured(observations: Sequence[Observation]) -> Measured:
 def store(entries: Mapping[str, Calibration], path: Path) -> None:
     """Write calibrations into a file, whole or not at all; entries of other keys that it has stay.
 
+    Who writes it at that time is waited for: of two, neither loses the other's entries.
+
     Raises:
         SiteError: there is a file, and it has a mistake.
         OSError: the folder cannot be written or the disk is full; the file is as it was before.
     """
-    known: dict[str, Calibration] = {}
-    if path.is_file():
-        known = dict(parse_model(CalibrationFile, read_mapping(path, SiteError), path, SiteError).calibration)
-    content = CalibrationFile(calibration=known | dict(entries)).model_dump(mode="json")
-    write_whole(_HEAD + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110), path)
+    with alone(path.with_name(f".{path.name}.lock")):
+        known: dict[str, Calibration] = {}
+        if path.is_file():
+            stored = parse_model(CalibrationFile, read_mapping(path, SiteError), path, SiteError)
+            known = dict(stored.calibration)
+        content = CalibrationFile(calibration=known | dict(entries)).model_dump(mode="json")
+        write_whole(_HEAD + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110), path)
 
 
 def _rounded(value: float) -> float:

@@ -92,12 +92,17 @@ def leave_one_out(
     """
     found = []
     configurations = list(dict.fromkeys(one.configuration for one in observations))
-    for first in range(min(MOST_FOLDS, len(configurations))):
+    for first in range(folds(len(configurations))):
         away = set(configurations[first::MOST_FOLDS])
         training = [one for one in observations if one.configuration not in away]
         held = [one for one in observations if one.configuration in away]
         found += predicted(training, held, assumed, predictions, forecast)
     return found
+
+
+def folds(configurations: int) -> int:
+    """How many fits `leave_one_out` makes for so many different cells."""
+    return min(MOST_FOLDS, configurations)
 
 
 def leave_gpu_out(

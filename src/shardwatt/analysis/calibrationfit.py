@@ -71,7 +71,8 @@ class Fit:
         factors: those that the cells could tell, and the assumptions for the others.
         standard_errors: of the logarithms of those that were fitted.
         kept: why each of the others keeps its assumption.
-        at_bound: those that the search would have moved past `FARTHEST`, and stopped there.
+        at_bound: those that the search would have moved past `FARTHEST`, and stopped there: their
+            assumptions fit clearly worse.
         scatter: standard deviation of a cell's logarithms about the fit.
     """
 

@@ -44,7 +44,8 @@ def told(made: Calibrated) -> list[str]:
             lines.append(f"  {name:<10} {assumed:>8.3g} {fitted:>8.3g}  {_AT_BOUND}")
         else:
             lines.append(f"  {name:<10} {assumed:>8.3g} {'--':>8}  as assumed: {made.fit.kept[name]}")
-    lines += errors_told("cells left out, each with its twins, and predicted from the others", made.left_out)
+    title = f"cells left out in {made.folds} folds, each with its twins, and predicted from the others"
+    lines += errors_told(title, made.left_out)
     if made.from_other_gpus:
         title = "the same cells predicted from those of other GPU types, as if their factors held here"
         lines += errors_told(title, made.from_other_gpus)
@@ -92,7 +93,10 @@ def _verdicts(made: Calibrated) -> list[str]:
 
 
 #: Of a factor that the search could not move any farther.
-_AT_BOUND = f"not told: {FARTHEST:g} times off, the most that is sought; does the site give wrong figures?"
+_AT_BOUND = (
+    f"not told: {FARTHEST:g} times off, the most that is sought, and used so; "
+    "does the site give wrong figures?"
+)
 
 _BASES: dict[Approach, str] = {"work": "models", "forecast": "forecast"}
 

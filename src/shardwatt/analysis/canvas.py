@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 
 from shardwatt.analysis.panels import INK, MUTED, Panel, draw_row
 from shardwatt.figurelist import FORMATS
+from shardwatt.recordfiles import replacing
 
 _STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
@@ -68,6 +69,8 @@ class Page:
 def save(make: Callable[[], Figure], folder: Path, name: str) -> list[Path]:
     """Make a figure in the project's style and write NAME.svg, NAME.pdf and NAME.png; the same bytes again.
 
+    Each file is written whole or not at all: a report may embed it meanwhile.
+
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
@@ -77,7 +80,8 @@ def save(make: Callable[[], Figure], folder: Path, name: str) -> list[Path]:
         figure = make()
         for extension in FORMATS:
             path = folder / f"{name}.{extension}"
-            figure.savefig(path, format=extension, dpi=200, metadata=_METADATA[extension])
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format=extension, dpi=200, metadata=_METADATA[extension])
             paths.append(path)
     return paths
 

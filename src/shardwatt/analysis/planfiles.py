@@ -1,8 +1,7 @@
-"""The plan of a study on disk: plan.csv, plan.parquet and plan.md."""
+"""The plan of a study on disk: plan.csv, plan-totals.csv, plan.parquet and plan.md."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +10,8 @@ import pyarrow.parquet as pq
 from shardwatt.plan.columns import PLAN_COLUMNS, Kind
 from shardwatt.plan.markdown import as_markdown
 from shardwatt.plan.table import Plan, write_csv
-from shardwatt.recordfiles import SCHEMA_VERSION
+from shardwatt.plan.totals import write_totals
+from shardwatt.recordfiles import SCHEMA_VERSION, replacing
 
 _ARROW: dict[Kind, pa.DataType] = {
     "text": pa.string(),
@@ -36,26 +36,32 @@ def schema() -> pa.Schema:
 
 
 def write_plan(plan: Plan, folder: Path) -> list[Path]:
-    """Write the three files of a plan, each whole or not at all, and return their paths.
+    """Write the four files of a plan, each whole or not at all, and return their paths.
 
     Raises:
         OSError: the folder cannot be written or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    writers = {"plan.csv": _write_csv, "plan.parquet": _write_parquet, "plan.md": _write_markdown}
+    writers = {
+        "plan.csv": _write_csv,
+        "plan-totals.csv": _write_totals,
+        "plan.parquet": _write_parquet,
+        "plan.md": _write_markdown,
+    }
     for name, write in writers.items():
-        path, temporary = folder / name, folder / f".{name}.{os.getpid()}"
-        try:
-            write(plan, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(folder / name) as path:
+            write(plan, path)
     return [folder / name for name in writers]
 
 
 def _write_csv(plan: Plan, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         write_csv(plan, stream)
+
+
+def _write_totals(plan: Plan, path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        write_totals(plan.blocks, plan.total, plan.currency, stream)
 
 
 def _write_parquet(plan: Plan, path: Path) -> None:

@@ -28,8 +28,11 @@ _NOTE = (
     "through, of GPU types that carry the paper's name; cells without a cap stand for the paper's 250 W "
     "where the study has none with it. The difference is in percentage points of a percentage, in numbers "
     "of a count, otherwise in % of the published value; nothing within a published range. The paper's "
-    "energy is that of the node of rank 0 times the number of nodes, and its power that of the whole job; "
-    "here both are of the inference window and of all nodes."
+    "joules are DCGM's of the node of rank 0 times the number of nodes, over the whole job, and its tokens "
+    "those of its responses encoded again; here joules, time and watts are of the inference window and of "
+    "all nodes, by the meters of the study, and tokens those that were sampled before the end of sequence. "
+    "Of memory activity its Table IV prints a maximum, over what it does not say: beside it stand the "
+    "highest sample of any device and, in a row of its own, the mean; Table V does not say which it prints."
 )
 
 
@@ -40,36 +43,47 @@ class _Shown:
     Attributes:
         words: what it is.
         unit: of the published value.
+        digits: decimals of it and of the study's own.
         difference: `points`, `%`, or `` for counts.
     """
 
     words: str
     unit: str
+    digits: int
     difference: str
 
 
 _SHOWN: Mapping[Quantity, _Shown] = {
-    "fewest_gpus": _Shown("fewest GPUs", "GPUs", ""),
-    "largest_batch": _Shown("largest batch", "prompts", ""),
-    "duration_change_percent": _Shown("time, against 250 W", "%", "points"),
-    "energy_change_percent": _Shown("energy, against 250 W", "%", "points"),
-    "token_rate_change_percent": _Shown("token rate, against 250 W", "%", "points"),
-    "memory_activity_percent": _Shown("memory activity, mean", "%", "points"),
-    "sm_utilisation_percent": _Shown("SM utilisation, mean", "%", "points"),
-    "power_w": _Shown("power of all GPUs", "W", "%"),
-    "energy_per_token_j": _Shown("energy per token", "J", "%"),
-    "throughput_ratio": _Shown("tokens/s over those of V100s", "times", "%"),
-    "energy_per_token_ratio": _Shown("energy per token over that of 8 shards", "times", "%"),
-    "most_efficient_shards": _Shown("shards with the least energy per token", "GPUs", ""),
+    "fewest_gpus": _Shown("fewest GPUs", "GPUs", 0, ""),
+    "largest_batch": _Shown("largest batch", "prompts", 0, ""),
+    "duration_change_percent": _Shown("time, against 250 W", "%", 2, "points"),
+    "energy_change_percent": _Shown("energy, against 250 W", "%", 2, "points"),
+    "token_rate_change_percent": _Shown("token rate, against 250 W", "%", 2, "points"),
+    "memory_activity_percent": _Shown("memory activity, mean", "%", 2, "points"),
+    "memory_activity_max_percent": _Shown("memory activity, maximum", "%", 2, "points"),
+    "sm_utilisation_percent": _Shown("SM utilisation, mean", "%", 2, "points"),
+    "power_w": _Shown("power of all GPUs", "W", 0, "%"),
+    "energy_per_token_j": _Shown("energy per token", "J", 2, "%"),
+    "throughput_ratio": _Shown("tokens/s over those of V100s", "times", 2, "%"),
+    "energy_per_token_ratio": _Shown("energy per token over that of 8 shards", "times", 2, "%"),
+    "most_efficient_shards": _Shown("shards with the least energy per token", "GPUs", 0, ""),
 }
+
+#: Decimals of a difference, by what it is in; of counts none.
+_DIFFERENCE_DIGITS = {"points": 2, "%": 1}
 
 #: Columns whose mean is the study's value, and the factor between their units and the published one's.
 _MEANS: Mapping[Quantity, tuple[str, float]] = {
     "memory_activity_percent": ("memory_activity", 100),
+    "memory_activity_max_percent": ("memory_activity_max", 100),
     "sm_utilisation_percent": ("sm_utilisation", 100),
     "power_w": ("power_w", 1),
     "energy_per_token_j": ("energy_per_token_j", 1),
 }
+
+#: What of a study stands beside a published quantity in a row of its own: of a maximum over nobody says what,
+#: the mean too.
+_BESIDE: Mapping[Quantity, Quantity] = {"memory_activity_max_percent": "memory_activity_percent"}
 
 #: Columns of the table of power caps.
 _CHANGES: Mapping[Quantity, str] = {
@@ -77,6 +91,16 @@ _CHANGES: Mapping[Quantity, str] = {
     "energy_change_percent": "energy_change_pct",
     "token_rate_change_percent": "tokens_per_s_change_pct",
 }
+
+
+def _digits(row: Row) -> int:
+    """Decimals of a row's values."""
+    return int(row["digits"])
+
+
+def _difference_digits(row: Row) -> int:
+    return _DIFFERENCE_DIGITS.get(row["difference_in"], 0)
+
 
 _FIELDS = (
     Field("where", "published in"),
@@ -88,11 +112,11 @@ _FIELDS = (
     AXIS_FIELDS["length"],
     AXIS_FIELDS["dataset"],
     Field("cap", "cap (W)"),
-    Field("published", "published", 2),
-    Field("published_high", "up to", 2),
-    Field("here", "here", 2),
+    Field("published", "published", _digits),
+    Field("published_high", "up to", _digits),
+    Field("here", "here", _digits),
     Field("unit", "unit"),
-    Field("difference", "difference", 2),
+    Field("difference", "difference", _difference_digits),
     Field("difference_in", "in"),
     Field("energy_status", "joules are"),
     AXIS_FIELDS["engine"],
@@ -117,38 +141,48 @@ def published(frame: pd.DataFrame) -> Table:
 
 
 def _rows(frame: pd.DataFrame, one: Published, engine: str, caps: Sequence[Row]) -> list[Row]:
-    """A row for each GPU type of one engine that has the run; there is hardly more than one."""
+    """What stands beside a value, for each GPU type of one engine that has the run; there is hardly more than
+    one."""
     found = []
     for gpu in in_order(frame["gpu"]):
         own = _of_the_run(frame[frame["gpu"] == gpu], one) if _is(gpu, one.gpu) else frame.iloc[:0]
         if own.empty:
             continue
-        ran = own[own["outcome"] == State.OK]
-        here = _FINDERS[one.quantity](frame, ran, one, caps) if not ran.empty else None
-        statuses = set(ran["energy_status"].dropna()) if one.quantity in _OF_ENERGY else set()
-        shown = _SHOWN[one.quantity]
-        found.append(
-            {
-                "where": one.where,
-                "quantity": shown.words,
-                "model": one.model,
-                "gpu": gpu,
-                "shards": one.shards,
-                "batch": one.batch,
-                "length": one.length,
-                "dataset": one.dataset,
-                "cap": ", ".join(in_order(own["cap"])),
-                "published": one.low,
-                "published_high": one.high if one.is_range else None,
-                "here": here,
-                "unit": shown.unit,
-                "difference": None if here is None else _difference(here, one, shown.difference),
-                "difference_in": shown.difference or shown.unit,
-                "energy_status": ", ".join(sorted(statuses)) or None,
-                "engine": engine,
-            }
-        )
+        found.append(_row(frame, own, one, caps, gpu, engine))
+        if (beside := _BESIDE.get(one.quantity)) is not None:
+            row = _row(frame, own, replace(one, quantity=beside), caps, gpu, engine)
+            found.append({**row, "quantity": f"{row['quantity']}, beside a published maximum"})
     return found
+
+
+def _row(
+    frame: pd.DataFrame, own: pd.DataFrame, one: Published, caps: Sequence[Row], gpu: str, engine: str
+) -> Row:
+    """A published value beside that of the cells of its run."""
+    ran = own[own["outcome"] == State.OK]
+    here = _FINDERS[one.quantity](frame, ran, one, caps) if not ran.empty else None
+    statuses = set(ran["energy_status"].dropna()) if one.quantity in _OF_ENERGY else set()
+    shown = _SHOWN[one.quantity]
+    return {
+        "where": one.where,
+        "quantity": shown.words,
+        "model": one.model,
+        "gpu": gpu,
+        "shards": one.shards,
+        "batch": one.batch,
+        "length": one.length,
+        "dataset": one.dataset,
+        "cap": ", ".join(in_order(own["cap"])),
+        "published": one.low,
+        "published_high": one.high if one.is_range else None,
+        "here": here,
+        "unit": shown.unit,
+        "digits": shown.digits,  # no column: how this row is shown
+        "difference": None if here is None else _difference(here, one, shown.difference),
+        "difference_in": shown.difference or shown.unit,
+        "energy_status": ", ".join(sorted(statuses)) or None,
+        "engine": engine,
+    }
 
 
 def _of_the_run(frame: pd.DataFrame, one: Published) -> pd.DataFrame:

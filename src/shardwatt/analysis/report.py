@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from shardwatt.cellfiles import read_table
 from shardwatt.errors import RecordError
 from shardwatt.figurelist import FORMATS, FigureSpec, Kind
 from shardwatt.layout import CellPaths
+from shardwatt.recordfiles import write_whole
 from shardwatt.study import Study
 
 #: Rows of the list of cells without a measurement, and of any table, that the report shows.
@@ -153,12 +153,7 @@ def write(html: str, path: Path) -> None:
         OSError: the folder cannot be written or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(html, path)
 
 
 def _constants(study: Study) -> list[tuple[str, str]]:

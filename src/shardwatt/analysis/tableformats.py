@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+import math
 from pathlib import Path
 
 from tabulate import tabulate
 
 from shardwatt.analysis.tablemodel import Field, Row, Table
+from shardwatt.recordfiles import write_whole
 
 #: Shown for what is not known; the CSV has an empty field instead.
 UNKNOWN = "--"
+#: Shown for a range without an upper end.
+ENDLESS = "∞"
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -25,6 +28,7 @@ _LATEX = {
     "_": r"\_",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
+    ENDLESS: r"$\infty$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
 }
@@ -41,12 +45,7 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     paths = []
     for extension, text in texts.items():
         path = folder / f"{table.name}.{extension}"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(text, path)
         paths.append(path)
     return paths
 
@@ -121,7 +120,12 @@ def _shown(row: Row, field: Field) -> str:
     value = row.get(field.name)
     if value is None:
         return UNKNOWN
-    return str(value) if field.digits is None else f"{value:.{field.digits}f}"
+    if field.digits is None:
+        return str(value)
+    if value == math.inf:
+        return ENDLESS
+    digits = field.digits(row) if callable(field.digits) else field.digits
+    return f"{value:z.{digits}f}"  # z: no sign before what is rounded to zero
 
 
 def alignment(table: Table) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,13 @@ class Field:
     Attributes:
         name: its name in the CSV, which carries the unit.
         label: its heading elsewhere.
-        digits: decimals shown; None for words and whole numbers.
+        digits: decimals shown, of all rows or by what a row is of; None for words and whole numbers.
         condition: left out of what is shown where all rows have one value; the note then says it.
     """
 
     name: str
     label: str
-    digits: int | None = None
+    digits: int | Callable[[Row], int] | None = None
     condition: bool = False
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from shardwatt.analysis.columns import Column, schema_of
 from shardwatt.errors import RecordError
+from shardwatt.recordfiles import replacing
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> pd.DataFrame:
@@ -39,16 +39,10 @@ def write_tidy(frame: pd.DataFrame, columns: Sequence[Column], folder: Path, nam
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(
         schema.metadata
     )
-    for path in (parquet, csv):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            if path == parquet:
-                pq.write_table(table, temporary, compression="zstd")
-            else:
-                frame.to_csv(temporary, index=False, date_format="%Y-%m-%dT%H:%M:%SZ", lineterminator="\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with replacing(parquet) as path:
+        pq.write_table(table, path, compression="zstd")
+    with replacing(csv) as path:
+        frame.to_csv(path, index=False, date_format="%Y-%m-%dT%H:%M:%SZ", lineterminator="\n")
     return [parquet, csv]
 
 

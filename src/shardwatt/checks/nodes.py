@@ -63,7 +63,7 @@ def fitting_nodes(
         f"nodes of partition {where} have {_span(most_cpus or 0, [node.cpus for node in fitting])}",
     ):
         return [], findings
-    asked_gib = words.memory_per_node_max_gib or words.memory_per_node_gib
+    asked_gib = words.most_memory_gib
     if asked_gib is None:
         findings.append(note("memory_per_node_gib: not given; a job gets what Slurm gives by default"))
     else:
@@ -76,6 +76,13 @@ def fitting_nodes(
             f"most {least_gib}",
         ):
             return [], findings
+        if words.memory_per_node_max_gib is None and least_gib > asked_gib:
+            findings.append(
+                note(
+                    f"memory_per_node_max_gib: not given; no job asks for more than {asked_gib:g} GiB a "
+                    f"node, even where a cell needs it by the plan; every node has {least_gib}"
+                )
+            )
     findings += _check_count(fitting, words, kind.per_node, where)
     return fitting, findings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 from rich.console import Console
@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from shardwatt.analysis.survey import PREDICTED, REFUSED, CellState, State, strays
-from shardwatt.cell import AXES
+from shardwatt.cell import AXES, Cell
 from shardwatt.cli.filters import matcher, where_option
 from shardwatt.cli.options import Place, place_options
 from shardwatt.cli.states import states_now
-from shardwatt.layout import CELL_FILES
+from shardwatt.layout import CELL_FILES, CellPaths, listed
 
 _COLOURS = {
     State.OK: "green",
@@ -70,6 +70,7 @@ def cells(
     """List the cells of a STUDY: outcome, reason, log, and the target that reruns each."""
     all_cells = place.cells(study)
     is_meant = matcher(filters, all_cells)
+    seen = {cell: _mark(CellPaths(place.base, study, cell)) for cell in all_cells} if remove_invalid else {}
     found = states_now(place, study, all_cells, deep=deep)
     shown = [state for state in found if (not outcomes or state.state in outcomes) and is_meant(state.cell)]
     if style == "targets":
@@ -83,7 +84,7 @@ def cells(
             print(others, file=sys.stderr)
     refused = [state for state in shown if state.state in REFUSED]
     if remove_invalid:
-        _remove(refused)
+        _remove(place, study, refused, seen)
     elif refused and style == "table":
         print(
             f"{len(refused)} invalid or outdated: `shardwatt cells {study} --remove-invalid` removes "
@@ -142,11 +143,31 @@ def _print_table(study: str, shown: Sequence[CellState], total: int, *, long: bo
             console.print(f"  rerun: {escape(state.target)}", soft_wrap=True)
 
 
-def _remove(states: Sequence[CellState]) -> None:
+def _remove(
+    place: Place, study: str, states: Sequence[CellState], seen: Mapping[Cell, tuple[int, ...] | None]
+) -> None:
+    """Remove cells' files, but for those whose record is no longer the one that was looked at."""
+    from shardwatt.run.commit import alone
+
     for state in states:
-        for name in CELL_FILES:
-            (state.folder / name).unlink(missing_ok=True)
+        paths = CellPaths(place.base, study, state.cell)
+        with alone(paths.commit_lock):
+            if _mark(paths) != seen[state.cell]:
+                print(f"has a new result meanwhile, left alone: {state.target}", file=sys.stderr)
+                continue
+            for name in CELL_FILES:
+                (state.folder / name).unlink(missing_ok=True)
         # What stood beside the declared files is not this software's to remove.
         if state.folder.is_dir() and not any(state.folder.iterdir()):
             state.folder.rmdir()
         print(f"removed {state.state}: {state.target}", file=sys.stderr)
+
+
+def _mark(paths: CellPaths) -> tuple[int, ...] | None:
+    """What a cell's record is known by without reading it; None where there is none."""
+    listed(paths.results)  # makes a network file system look again
+    try:
+        status = paths.record.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -8,13 +8,20 @@ from collections.abc import Sequence
 
 import click
 
+from shardwatt.analysis.survey import CellState, State
 from shardwatt.cell import Cell
 from shardwatt.cli.options import Place, place_options
 from shardwatt.errors import CellFailure, Reason, ShardwattError, SlurmError
-from shardwatt.layout import CellPaths
-from shardwatt.leftovers import goes_on
+from shardwatt.layout import CellPaths, listed
+from shardwatt.leftovers import attempts_of, goes_on
+from shardwatt.records import Outcome
 from shardwatt.slurm import available, jobs_here
 from shardwatt.slurmjob import SlurmJob
+
+#: Longest time in s for a result to be seen here that a job has put in place: NFS remembers for up to a
+#: minute what was not there.
+SEEN_WITHIN_S = 90.0
+_LOOK_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +52,11 @@ def jobs_and_ends(place: Place, study: str, cells: Sequence[Cell]) -> list[Slurm
 @place_options
 def wait_for_job(place: Place, study: str, cell: str, numbers: str, period_s: float) -> None:
     """Wait until jobs of an earlier run have ended that run a CELL of a STUDY (Snakemake calls this)."""
-    from shardwatt.analysis.survey import State
-    from shardwatt.cli.states import states_on_disk
-
     for number in numbers.split(","):
         log.info("waiting for job %s, which runs %s", number, cell)
         _wait(number, period_s)
     asked = Cell.parse(cell)
-    jobs_and_ends(place, study, [asked])
-    (found,) = states_on_disk(place, study, [asked])
+    found = left_by(place, study, asked, numbers.split(","))
     if found.state in (State.OK, State.DOES_NOT_FIT):
         log.info("job %s has ended: %s", numbers, found.state)
         return
@@ -64,6 +67,32 @@ def wait_for_job(place: Place, study: str, cell: str, numbers: str, period_s: fl
         f"job {numbers} has ended and left no result: {found.detail or found.state}; see {log_folder}, and "
         "run again: then the cell is submitted"
     )
+
+
+def left_by(place: Place, study: str, cell: Cell, numbers: Sequence[str]) -> CellState:
+    """What jobs that are over have left of a cell; a result that one of them tells of is looked for until it
+    is seen here, or `SEEN_WITHIN_S` is over: Snakemake removes what stands where this says that it failed."""
+    from shardwatt.cli.states import states_on_disk
+
+    paths = CellPaths(place.base, study, cell)
+    until_s = time.monotonic() + SEEN_WITHIN_S
+    is_first = True
+    while True:
+        for folder in (paths.results.parent, paths.results):
+            listed(folder)  # makes a network file system look again
+        if is_first:
+            jobs_and_ends(place, study, [cell])
+        (found,) = states_on_disk(place, study, [cell])
+        is_late = found.state in (State.MISSING, State.FAILED, State.INVALID) and any(
+            attempt.job_id in numbers and attempt.outcome in (Outcome.OK, Outcome.DOES_NOT_FIT)
+            for attempt in attempts_of(paths)
+        )
+        if not is_late or time.monotonic() > until_s:
+            return found
+        if is_first:
+            log.info("job %s tells of a result that is not seen here yet", ",".join(numbers))
+        is_first = False
+        time.sleep(_LOOK_S)
 
 
 def _wait(number: str, period_s: float) -> None:

@@ -15,7 +15,8 @@ from shardwatt.cell import Cell
 from shardwatt.errors import ShardwattError
 from shardwatt.identity import Identities, identities
 from shardwatt.matrix import expand, expand_blocks
-from shardwatt.plan.forecast import CellForecast, Forecaster
+from shardwatt.plan.cellforecast import CellForecast
+from shardwatt.plan.forecast import Forecaster
 from shardwatt.plan.leftout import LeftOut, left_out
 from shardwatt.plan.rehearsal import asked_of, played
 from shardwatt.site import Site, load_site

@@ -35,7 +35,8 @@ _TEXTS: dict[str, Callable[[Plan], str]] = {"markdown": as_markdown, "json": as_
 @click.option(
     "--write",
     is_flag=True,
-    help="Write results/STUDY/plan.csv, plan.parquet and plan.md instead, of the whole study.",
+    help="Write results/STUDY/plan.csv, plan-totals.csv, plan.parquet and plan.md instead, of the whole "
+    "study.",
 )
 @place_options
 def plan(place: Place, study: str, filters: tuple[str, ...], style: str, write: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 import click
 
 from shardwatt.plan.sentences import DOES_NOT_FIT
-from shardwatt.plan.view import Head, Line, Section, Sums, View
+from shardwatt.plan.view import MAIN_RANK, Head, Line, Section, Sums, View
 
 #: Columns of a file or a pipe, and of a terminal that does not tell.
 WIDTH = 100
 
 _GAP = "  "
+#: Between columns where there is no room otherwise for what a study is planned by.
+_NARROW_GAP = " "
 _NARROWEST = 40
 _SHORTEST_NAME = 12
 
@@ -24,20 +27,23 @@ _WORDS = frozenset({"dataset"})
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Columns of a section: names and widths of the axes, then places, heads and widths of the numbers."""
+    """Columns of a section: names and widths of the axes; places, heads and widths of the numbers; the gap
+    between any two."""
 
     axes: Sequence[str]
     axis_widths: Sequence[int]
     places: Sequence[int]
     heads: Sequence[Head]
     widths: Sequence[int]
+    gap: str
 
     def row(self, axes: Sequence[str], texts: Sequence[str]) -> str:
         left = [
             value.ljust(width) if axis in _WORDS else value.rjust(width)
             for axis, value, width in zip(self.axes, axes, self.axis_widths, strict=True)
         ]
-        return _joined([*left, *(text.rjust(width) for text, width in zip(texts, self.widths, strict=True))])
+        right = [text.rjust(width) for text, width in zip(texts, self.widths, strict=True)]
+        return self.gap.join([*left, *right]).rstrip()
 
 
 def page(shown: View, width: int = WIDTH) -> Iterator[str]:
@@ -48,9 +54,8 @@ def page(shown: View, width: int = WIDTH) -> Iterator[str]:
         yield from (click.style(line, fg="yellow") for line in _wrapped(f"warning: {text}", width))
     if shown.common:
         yield from (_dim(line) for line in _wrapped(f"all: {' '.join(shown.common)}", width))
-    sections = [section for section in shown.sections if section.axes or shown.heads]
-    layouts = [_layout(shown, section, width) for section in sections]
-    for section, layout in zip(sections, layouts, strict=True):
+    layouts = _layouts(shown, width)
+    for section, layout in zip(_with_columns(shown), layouts, strict=True):
         yield ""
         yield from _section(section, layout, width)
     if shown.sections:
@@ -59,9 +64,8 @@ def page(shown: View, width: int = WIDTH) -> Iterator[str]:
         yield ""
     for text in shown.remarks:
         yield from _wrapped(text, width)
-    if missing := _missing(shown.heads, layouts):
-        words = f"No room here for {missing}: a wider terminal or `--format csv` has them."
-        yield from _wrapped(words, width)
+    if hidden := _hidden(shown, layouts, width):
+        yield from _wrapped(hidden, width)
     if shown.notes:
         yield ""
         yield click.style("What this rests on", bold=True)
@@ -69,37 +73,90 @@ def page(shown: View, width: int = WIDTH) -> Iterator[str]:
         yield from _wrapped(text, width, mark="- ")
 
 
-def _missing(heads: Sequence[Head], layouts: Sequence[_Layout]) -> str:
-    """Columns that no section shows, and those that some do not; empty where all are shown."""
-    shown = [[head in layout.heads for layout in layouts] for head in heads]
-    nowhere = [_called(head) for head, found in zip(heads, shown, strict=True) if not any(found)]
-    somewhere = [
-        _called(head) for head, found in zip(heads, shown, strict=True) if any(found) and not all(found)
+def _hidden(shown: View, layouts: Sequence[_Layout], width: int) -> str | None:
+    """What there is no room for, in one sentence with how to see it; None where there is room for all."""
+    nowhere: list[str] = []
+    somewhere: list[str] = []
+    for head in shown.heads:
+        shows = [head in layout.heads for layout in layouts]
+        if shows and not all(shows):
+            (somewhere if any(shows) else nowhere).append(_called(head, shown.heads))
+    sums = shown.sums.heads
+    places, _ = _sums_columns(shown.sums, width)
+    of_sums = [_called(head, sums) for place, head in enumerate(sums) if place not in places]
+    parts = [
+        f"{', '.join(names)}{where}"
+        for where, names in (("", nowhere), (" (in some sections)", somewhere), (" (in the totals)", of_sums))
+        if names
     ]
-    parts = [", ".join(nowhere), f"in some sections for {', '.join(somewhere)}" if somewhere else ""]
-    return ", and ".join(filter(None, parts))
+    if not parts:
+        return None
+    return f"No room for {'; '.join(parts)}: see COLUMNS={_whole_width(shown)} or `--format csv`."
 
 
-def _layout(shown: View, section: Section, width: int) -> _Layout:
-    """The columns of a section: those for which there is room beside its axes, as wide as in the others."""
-    lines = [line for one in shown.sections for line in one.lines]
-    axes = _widths([section.axes, *(line.axes for line in section.lines)])
-    widths = _widths([*_headings(shown.heads), *(line.texts for line in lines)])
-    room = width - sum(len(_GAP) + one for one in axes) + len(_GAP)
-    places = _that_fit(shown.heads, widths, room)
+def _whole_width(shown: View) -> int:
+    """Columns of a terminal that has room for all but long names of blocks."""
+    gap = len(_GAP)
+    _, sums = _sums_columns(shown.sums, sys.maxsize)
+    numbers = sum(gap + one for one in _number_widths(shown))
+    axes = [sum(gap + one for one in _axis_widths(section)) for section in shown.sections]
+    return max(_SHORTEST_NAME + sum(gap + one for one in sums), max(axes, default=0) + numbers - gap)
+
+
+def _layouts(shown: View, width: int) -> list[_Layout]:
+    """The columns of each section that has any. Where two spaces between them leave no room for what a study
+    is planned by, that alone is shown, and closer together."""
+    sections, widths = _with_columns(shown), _number_widths(shown)
+    main = [place for place, head in enumerate(shown.heads) if head.rank <= MAIN_RANK]
+    wide = [_layout(shown.heads, widths, range(len(widths)), section, width, _GAP) for section in sections]
+    if all(set(main) <= set(layout.places) for layout in wide):
+        return wide
+    return [_layout(shown.heads, widths, main, section, width, _NARROW_GAP) for section in sections]
+
+
+def _layout(
+    heads: Sequence[Head],
+    widths: Sequence[int],
+    wanted: Sequence[int],
+    section: Section,
+    width: int,
+    gap: str,
+) -> _Layout:
+    """The columns of a section: of the wanted places those for which there is room beside its axes."""
+    axes = _axis_widths(section)
+    room = width - sum(len(gap) + one for one in axes) + len(gap)
+    places = _that_fit(heads, widths, wanted, room, gap)
     return _Layout(
         section.axes,
         axes,
         places,
-        [shown.heads[place] for place in places],
+        [heads[place] for place in places],
         [widths[place] for place in places],
+        gap,
     )
 
 
-def _that_fit(heads: Sequence[Head], widths: Sequence[int], room: int) -> list[int]:
-    """Places of the columns for which there is room, those of the lowest ranks."""
-    places = sorted(range(len(widths)), key=lambda place: heads[place].rank)
-    while len(places) > 1 and sum(len(_GAP) + widths[place] for place in places) > room:
+def _with_columns(shown: View) -> list[Section]:
+    """Sections of which there is something to show beside their names."""
+    return [section for section in shown.sections if section.axes or shown.heads]
+
+
+def _axis_widths(section: Section) -> list[int]:
+    return _widths([section.axes, *(line.axes for line in section.lines)])
+
+
+def _number_widths(shown: View) -> list[int]:
+    """Of all columns of numbers: the same in all sections."""
+    lines = (line.texts for section in shown.sections for line in section.lines)
+    return _widths([*_headings(shown.heads), *lines])
+
+
+def _that_fit(
+    heads: Sequence[Head], widths: Sequence[int], wanted: Sequence[int], room: int, gap: str
+) -> list[int]:
+    """Of the wanted places those of columns for which there is room, of the lowest ranks."""
+    places = sorted(wanted, key=lambda place: heads[place].rank)
+    while len(places) > 1 and sum(len(gap) + widths[place] for place in places) > room:
         places.pop()
     return sorted(places)
 
@@ -134,9 +191,7 @@ def _news(line: Line, before: Line | None) -> list[str]:
 
 def _sums(sums: Sums, width: int) -> Iterator[str]:
     """The table of totals; where there is no room, names are cut and columns left out."""
-    all_widths = _widths([*_headings(sums.heads), *(texts for _, _, texts in sums.lines)])
-    places = _that_fit(sums.heads, all_widths, width - _SHORTEST_NAME)
-    widths = [all_widths[place] for place in places]
+    places, widths = _sums_columns(sums, width)
     room = max(_SHORTEST_NAME, width - sum(len(_GAP) + one for one in widths))
     numbers = [f"{number or ''}" for number, _, _ in sums.lines]
     number_width = max(map(len, numbers))
@@ -159,12 +214,21 @@ def _sums(sums: Sums, width: int) -> Iterator[str]:
     yield click.style(whole, bold=True)
 
 
+def _sums_columns(sums: Sums, width: int) -> tuple[list[int], list[int]]:
+    """Places and widths of the columns of the totals for which there is room."""
+    widths = _widths([*_headings(sums.heads), *(texts for _, _, texts in sums.lines)])
+    places = _that_fit(sums.heads, widths, range(len(widths)), width - _SHORTEST_NAME, _GAP)
+    return places, [widths[place] for place in places]
+
+
 def _headings(heads: Sequence[Head]) -> tuple[list[str], list[str]]:
     return [head.name for head in heads], [head.unit for head in heads]
 
 
-def _called(head: Head) -> str:
-    return f"{head.name} in {head.unit}" if head.unit else head.name
+def _called(head: Head, heads: Sequence[Head]) -> str:
+    """A column's name, with its unit where others have the same."""
+    alike = sum(one.name == head.name for one in heads)
+    return f"{head.name} in {head.unit}" if alike > 1 else head.name
 
 
 def _widths(lines: Sequence[Sequence[str]]) -> list[int]:

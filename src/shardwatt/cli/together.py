@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import repeat
 from pathlib import Path
 
 import click
@@ -14,6 +16,9 @@ from shardwatt.cli.filters import matcher, where_option
 from shardwatt.cli.options import Place, place_options
 from shardwatt.dag import command_environment
 from shardwatt.errors import ShardwattError
+from shardwatt.layout import claims
+from shardwatt.leftovers import check_claims
+from shardwatt.slurm import jobs_here
 
 
 @click.command("run-together")
@@ -52,37 +57,43 @@ def run_together(
             f"site '{place.site.name}' has launcher `{place.site.launcher}`; expected `slurm`: pass "
             "--site profiles/slurm/site.yaml"
         )
-    all_cells = place.cells(study)
-    is_meant = matcher(filters, all_cells)
-    cells = [cell for cell in all_cells if is_meant(cell)]
-    states = states_now(place, study, cells)
-    missing = [state.cell for state in states if state.state in (State.MISSING, State.FAILED)]
-    seed = place.study(study).seed if order == "random" else None
-    forecast = place.asked_of(study)
-    shared = shared_jobs(place.root, place.site, missing, cells_per_job, seed=seed, forecast=forecast)
-    agreed = budget(
-        place.site,
-        [(study, cell) for cell in missing],
-        place.site.max_gpu_hours,
-        lambda _, cell: forecast(cell),
-    )
-    print(agreed, file=sys.stderr)
-    if outlook := agreed.outlook():
-        print(outlook, file=sys.stderr)
-    if not dry_run:
-        agreed.check("in the site's max_gpu_hours")
-        _check_alone(place.base)
-        site_files = [str(path.absolute()) for path in place.site_files]
-        os.environ.update(command_environment(place.root, site_files))
-    words = "" if seed is None else f", in random order by seed {seed}"
-    for job in shared:
-        number = "-" if dry_run else submit_together(place.base, place.site, study, sys.executable, job)
-        print(f"job {number}: {len(job.cells)} cells, time {job.runtime_min} min{words}")
-        for cell in job.cells:
-            print(f"  {cell.path}")
-    ran = [state.cell for state in states if state.state is State.OK]
-    for note in _unpaired(split_comparisons(shared), compared([*missing, *ran]), set(ran)):
-        print(note, file=sys.stderr)
+    with nullcontext() if dry_run else _submitting(place.base, study):
+        all_cells = place.cells(study)
+        is_meant = matcher(filters, all_cells)
+        cells = [cell for cell in all_cells if is_meant(cell)]
+        states = states_now(place, study, cells)
+        missing = [state.cell for state in states if state.state in (State.MISSING, State.FAILED)]
+        seed = place.study(study).seed if order == "random" else None
+        forecast = place.asked_of(study)
+        shared = shared_jobs(place.root, place.site, missing, cells_per_job, seed=seed, forecast=forecast)
+        agreed = budget(
+            place.site,
+            [(study, cell) for cell in missing],
+            place.site.max_gpu_hours,
+            lambda _, cell: forecast(cell),
+        )
+        print(agreed, file=sys.stderr)
+        if outlook := agreed.outlook():
+            print(outlook, file=sys.stderr)
+        if not dry_run:
+            agreed.check("in the site's max_gpu_hours")
+            site_files = [str(path.absolute()) for path in place.site_files]
+            os.environ.update(command_environment(place.root, site_files))
+        words = "" if seed is None else f", in random order by seed {seed}"
+        numbers = (
+            submit_together(
+                place.base, place.site, study, sys.executable, shared, lambda: _check_alone(place.base)
+            )
+            if not dry_run
+            else repeat("-")
+        )
+        for job, number in zip(shared, numbers, strict=False):
+            print(f"job {number}: {len(job.cells)} cells, time {job.runtime_min} min{words}")
+            for cell in job.cells:
+                print(f"  {cell.path}")
+        ran = [state.cell for state in states if state.state is State.OK]
+        for note in _unpaired(split_comparisons(shared), compared([*missing, *ran]), set(ran)):
+            print(note, file=sys.stderr)
 
 
 def _unpaired(
@@ -102,6 +113,17 @@ def _unpaired(
             f"{cells} cells with which these are compared have run in other jobs: tables call those "
             "comparisons unpaired, unless you remove their files and submit all of them together"
         )
+
+
+@contextmanager
+def _submitting(base: Path, study: str) -> Iterator[None]:
+    """Be the only one who submits cells of a study together, and know of all jobs of it what they run."""
+    from shardwatt.run.commit import alone
+
+    _check_alone(base)
+    with alone(claims(base, study) / ".lock"):
+        check_claims(base, [study], jobs_here(base))
+        yield
 
 
 def _check_alone(base: Path) -> None:

@@ -14,7 +14,8 @@ from shardwatt.errors import CellFailure, DoesNotFit, Reason, ShardwattError
 _PEER_LOST = re.compile(
     r"closed by peer|reset by peer|broken pipe|connection refused|remote process|ncclRemoteError", re.I
 )
-_TIMED_OUT = re.compile(r"timed? ?out|timeout", re.I)
+# A CUDA error is this device's own: "the launch timed out" is told of a kernel that ran too long.
+_TIMED_OUT = re.compile(r"(?!CUDA error:).*(timed? ?out|timeout)", re.I | re.S)
 _HOST_ALLOCATION = re.compile(r"DefaultCPUAllocator|cannot allocate memory|not enough memory", re.I)
 _NO_KERNELS = re.compile(r"no kernel image is available|CUDA driver version is insufficient", re.I)
 # The last is NCCL's word; older ones leave the number out.
@@ -64,7 +65,7 @@ def _translated(error: RuntimeError) -> ShardwattError | None:
             Reason.RANK_DIED,
             f"the connection to another rank was lost ({_first_line(error)}); see the other ranks' logs",
         )
-    if _TIMED_OUT.search(text):
+    if _TIMED_OUT.match(text):
         return CellFailure(
             Reason.COLLECTIVE_TIMEOUT,
             f"another rank did not answer in time ({_first_line(error)}); see the other ranks' logs, "

@@ -15,6 +15,7 @@ import math
 import os
 import tempfile
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from shardwatt.engine.model import Transformer
 from shardwatt.engine.parallel import join
 from shardwatt.engine.sampling.published import in_nucleus
 from shardwatt.engine.weights.slices import slice_of
-from shardwatt.models import SHARD_FILE, Recipe
+from shardwatt.models import MADE_FROM_FILE, SHARD_FILE, Recipe, made_from
 
 #: Sampling for which the length of responses is set: the defaults of arXiv 2310.03003.
 TEMPERATURE = 0.8
@@ -53,7 +54,8 @@ def make_weights(
 ) -> None:
     """Write params.json and consolidated.NN.pth in float32: the same model at every shard count.
 
-    The folder appears whole or not at all, and replaces one that is there.
+    The folder appears whole or not at all, and replaces one that is there; one that was made from the same is
+    kept, for cells of another project may be reading it.
 
     Args:
         recipe: seed and mean length of the responses.
@@ -66,6 +68,16 @@ def make_weights(
     Raises:
         OSError: the folder cannot be written.
     """
+    origin = {
+        "recipe": recipe.model_dump(mode="json"),
+        "architecture": asdict(architecture),
+        "shards": shards,
+        "eos_id": eos_id,
+        "never": sorted(never),
+    }
+    names = [SHARD_FILE.format(rank=rank) for rank in range(shards)]
+    if made_from(folder) == origin and all((folder / name).is_file() for name in names):
+        return
     weights = random_weights(architecture, recipe.seed)
     weights["output.weight"][list(never)] = 0.0
     weights["output.weight"][list(never), 0] = _NEVER
@@ -84,14 +96,15 @@ def make_weights(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         made = Path(scratch) / "made"
         made.mkdir()
-        for rank in range(shards):
-            with (made / SHARD_FILE.format(rank=rank)).open("wb") as stream:
+        for rank, name in enumerate(names):
+            with (made / name).open("wb") as stream:
                 torch.save(_shard(architecture, weights, rank, shards), stream)
                 os.fsync(stream.fileno())
-        with (made / "params.json").open("w", encoding="utf-8") as text:
-            text.write(json.dumps(params, indent=1) + "\n")
-            text.flush()
-            os.fsync(text.fileno())
+        for told, content in (("params.json", params), (MADE_FROM_FILE, origin)):
+            with (made / told).open("w", encoding="utf-8") as text:
+                text.write(json.dumps(content, indent=1) + "\n")
+                text.flush()
+                os.fsync(text.fileno())
         if folder.exists():
             folder.rename(Path(scratch) / "old")
         made.rename(folder)

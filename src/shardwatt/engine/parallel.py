@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import socket
 import time
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from shardwatt.layout import is_there
 
 RENDEZVOUS = "rendezvous.json"
 _POLL_S = 0.02
+
+#: Under which name rank 0's store says whose it is.
+_START = "start"
 
 #: Time in s between two looks for a file: many ranks look at once.
 _LOOK_S = 0.2
@@ -143,8 +147,11 @@ def _open_store(folder: Path, host: str, timeout_s: float) -> TCPStore:
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )
+    start = secrets.token_hex(8)
+    store.set(_START, start)
     unfinished = folder / f".{RENDEZVOUS}"
-    unfinished.write_text(json.dumps({"host": host, "port": port}), encoding="utf-8")
+    content = {"host": host, "port": port, "start": start}
+    unfinished.write_text(json.dumps(content), encoding="utf-8")
     unfinished.rename(folder / RENDEZVOUS)
     return store
 
@@ -161,16 +168,22 @@ def _find_store(folder: Path, rank: int, deadline: float, timeout_s: float) -> T
         time.sleep(_LOOK_S)
     address = json.loads(path.read_text(encoding="utf-8"))
     left = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
+    cannot = CellFailure(
+        Reason.START_TIMEOUT,
+        f"rank {rank} cannot reach rank 0 at {address['host']}:{address['port']}, "
+        f"which {path} names; see rank 0's log",
+    )
     try:
-        return TCPStore(
+        store = TCPStore(
             address["host"], address["port"], is_master=False, timeout=left, wait_for_workers=False
         )
+        is_own = store.get(_START).decode() == address["start"]
     except RuntimeError as error:
-        raise CellFailure(
-            Reason.START_TIMEOUT,
-            f"rank {rank} cannot reach rank 0 at {address['host']}:{address['port']}, "
-            f"which {path} names; see rank 0's log",
-        ) from error
+        raise cannot from error
+    if not is_own:
+        # Rank 0 is gone, and its port was taken since by that of another cell.
+        raise cannot
+    return store
 
 
 def _await_all(store: TCPStore, rank: int, count: int, deadline: float, timeout_s: float) -> None:

@@ -1,14 +1,16 @@
-"""What is to be said of a forecast: what nothing is known of, what is not calibrated, what not to believe."""
+"""What is to be said of a forecast: what is not known or assumed, not calibrated, or not to be believed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from shardwatt.cell import Cell
-from shardwatt.gpulimits import unset_cap
+from shardwatt.gpulimits import lowest_limit_w, unset_cap
 from shardwatt.modelwork import PhaseName
 from shardwatt.plan.device import Factors, PlanDevice
+from shardwatt.plan.jobtime import LOAD_B_S, START_AND_END_S
 from shardwatt.plan.power import OperatingPoint, waits_under_cap
+from shardwatt.plan.warned import Warned
 from shardwatt.site import Site
 from shardwatt.siteplan import Calibration
 
@@ -16,7 +18,27 @@ from shardwatt.siteplan import Calibration
 _CALIBRATED = {"duration_s": "time", "energy_j": "watts and joules"}
 
 
-def of_calibration(found: Calibration | None, cell: Cell, factors: Factors) -> list[str]:
+def of_device(device: PlanDevice, found: Calibration | None, cell: Cell, factors: Factors) -> list[str]:
+    """What is assumed: of the device and its links, of what is reached of them, and around the window.
+
+    Links that nobody says are warned of, until a calibration tells what collectives reach of those assumed.
+    """
+    tells_links = found is not None and "network" in found.fitted
+    return [
+        *(str(note) if tells_links else note for note in device.assumptions),
+        *_of_calibration(found, cell, factors),
+        f"of the job around the window, {START_AND_END_S[device.kind]:g} s of start and end, loading at "
+        f"{LOAD_B_S / 1e9:g} GB/s a node and the host's memory are assumed: no calibration corrects them, "
+        "and no interval holds them",
+    ]
+
+
+def of_model(why: str) -> tuple[str, ...]:
+    """Why nothing is known of a model."""
+    return (Warned(why),)
+
+
+def _of_calibration(found: Calibration | None, cell: Cell, factors: Factors) -> list[str]:
     """What no calibration stands behind, and in what a cell lies outside of what one was fitted to."""
     if found is None:
         return [f"not calibrated: {factors.source}"]
@@ -24,20 +46,45 @@ def of_calibration(found: Calibration | None, cell: Cell, factors: Factors) -> l
     for quantity, word in _CALIBRATED.items():
         if quantity in found.spread:
             continue
-        is_assumed = quantity == "energy_j" and "power" not in found.fitted
+        is_assumed = quantity == "energy_j" and "power" not in (*found.fitted, *found.at_bound)
         why = "not calibrated: factor `power` is assumed" if is_assumed else "calibrated without an interval"
         notes.append(f"{word} {why}")
+    for name in found.at_bound:
+        notes.append(
+            f"factor `{name}` of the calibration is at the bound of its search, {getattr(found, name):g}, "
+            "and not told: is what the site says of its devices and links right?"
+        )
     if found.measured and (outside := found.measured.outside(cell)):
         notes.append(f"outside of what the calibration measured: {', '.join(outside)}")
     return notes
 
 
-def not_limited(site: Site, cell: Cell) -> list[str]:
-    """That nobody at a site sets a cell's cap: such a cell can be planned there, and not be run."""
-    if unset_cap(site, cell.gpu, cell.cap) is None:
-        return []
-    found = f"site '{site.name}' sets no power limits"
-    return [f"{found}: cells with a cap are planned, and refused when they are to run"]
+def of_site(site: Site, cell: Cell, host_memory_gib: float | None) -> list[str]:
+    """What a site's words leave open or too small for a cell: its cap, and memory of its nodes.
+
+    Args:
+        site: where it is to run.
+        cell: the cell.
+        host_memory_gib: of each node; None where it is not known.
+    """
+    notes: list[str] = []
+    if unset_cap(site, cell.gpu, cell.cap) is not None:
+        found = f"site '{site.name}' sets no power limits"
+        notes.append(f"{found}: cells with a cap are planned, and refused when they are to run")
+    elif cell.cap != "none" and lowest_limit_w(site.gpus[cell.gpu]) is None:
+        notes.append(
+            f"cap {cell.cap}: the lowest limit that {cell.gpu} takes is not known, and is taken to be lower; "
+            f"give gpus.{cell.gpu}.power_limits_w"
+        )
+    most_gib = site.words(cell.gpu).most_memory_gib if site.launcher == "slurm" else None
+    if most_gib is not None and host_memory_gib is not None and host_memory_gib > most_gib:
+        notes.append(
+            Warned(
+                f"{cell.gpu}: jobs ask for {most_gib:g} GiB of a node's memory at most, and some cells need "
+                "more by the plan (host_memory_gib); raise memory_per_node_max_gib, or use other nodes"
+            )
+        )
+    return notes
 
 
 def of_power(points: Mapping[PhaseName, OperatingPoint], cell: Cell, device: PlanDevice) -> list[str]:

@@ -29,13 +29,66 @@ class CollectiveSeconds:
 NOTHING = CollectiveSeconds(0.0, 0.0)
 
 
-def all_reduce_s(
-    message_bytes: float, ranks: int, nodes: int, device: PlanDevice, factors: Factors
-) -> CollectiveSeconds:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What messages between the ranks of a job go over.
+
+    Attributes:
+        ranks: of the job.
+        nodes: that they are on, evenly.
+        inside_s: latency of a message inside a node.
+        between_s: of one between nodes.
+        bandwidth_b_s: of the slowest part, as far as it is reached; infinite for one rank.
+        has_trees: whether sums go by tree where that is faster than by ring: NCCL does so, gloo does not.
+    """
+
+    ranks: int
+    nodes: int
+    inside_s: float
+    between_s: float
+    bandwidth_b_s: float
+    has_trees: bool
+
+
+def way_of(ranks: int, nodes: int, device: PlanDevice, factors: Factors) -> Way:
+    """What the messages of a job go over.
+
+    Before a calibration latencies are as the links say. After one they are longer in the same measure in
+    which less of the bandwidth is reached, for small messages would tell no factor otherwise.
+
+    Args:
+        ranks: of the job.
+        nodes: that they are on, evenly.
+        device: its links.
+        factors: `network` is the share of a link's bandwidth that is reached.
+    """
+    longer = DEFAULT_FACTORS[device.kind].network / factors.network
+    return Way(
+        ranks,
+        nodes,
+        longer * device.inside.latency_s,
+        longer * device.between.latency_s,
+        factors.network * _slowest_b_s(ranks, nodes, device),
+        has_trees=device.kind == "cuda",
+    )
+
+
+def _slowest_b_s(ranks: int, nodes: int, device: PlanDevice) -> float:
+    """Bandwidth of the slowest part of the way: a ring crosses the border of a node once, with all that the
+    node's ranks have of the link together."""
+    inside, per_node = device.inside, ranks // nodes
+    used = min(1.0, (per_node - 1) / inside.peers)  # of links to each peer, those to the job's own ranks
+    slowest = used * inside.bandwidth_b_s if per_node > 1 else math.inf
+    if nodes > 1:
+        slowest = min(slowest, device.between.bandwidth_b_s * ranks / nodes)
+    return slowest
+
+
+def all_reduce_s(message_bytes: float, way: Way) -> CollectiveSeconds:
     """Sum a message over all ranks: by ring or by tree, whichever is faster, as NCCL chooses.
 
     n ranks on N nodes; M bytes; a and A latencies inside and between nodes; B the bandwidth of the slowest
-    part of the way (`bandwidth_b_s`).
+    part of the way.
 
     - ring (Patarasuk and Yuan, 2009): 2 (n - 1) messages in a row, 2 (N - 1) of them between nodes; each rank
       sends 2 (n - 1) / n x M, at B.
@@ -45,68 +98,34 @@ def all_reduce_s(
 
     Args:
         message_bytes: of the tensor that is summed, the same on each rank.
-        ranks: of the job.
-        nodes: that they are on, evenly.
-        device: its links.
-        factors: `network` is the share of a link's bandwidth that is reached; what it is above or below its
-            assumption makes latencies shorter or longer too.
+        way: what it goes over.
     """
-    if ranks == 1:
-        return NOTHING
-    inside_s, between_s = _latencies_s(device, factors)
-    bandwidth = _bandwidth_b_s(ranks, nodes, device, factors)
+    ranks, nodes = way.ranks, way.nodes
     between = 2 * (nodes - 1)
     ring = CollectiveSeconds(
-        (2 * (ranks - 1) - between) * inside_s + between * between_s,
-        2 * (ranks - 1) / ranks * message_bytes / bandwidth,
+        (2 * (ranks - 1) - between) * way.inside_s + between * way.between_s,
+        2 * (ranks - 1) / ranks * message_bytes / way.bandwidth_b_s,
     )
-    if device.kind != "cuda":
+    if not way.has_trees:
         return ring
     tree = CollectiveSeconds(
-        2 * ((ranks / nodes - 1) * inside_s + math.log2(nodes) * between_s),
-        2 * message_bytes / (0.9 * bandwidth),
+        2 * ((ranks / nodes - 1) * way.inside_s + math.log2(nodes) * way.between_s),
+        2 * message_bytes / (0.9 * way.bandwidth_b_s),
     )
-    return min(ring, tree, key=lambda way: way.total_s)
+    return min(ring, tree, key=lambda one: one.total_s)
 
 
-def all_gather_s(
-    message_bytes: float, ranks: int, nodes: int, device: PlanDevice, factors: Factors
-) -> CollectiveSeconds:
+def all_gather_s(message_bytes: float, way: Way) -> CollectiveSeconds:
     """Put the parts of a message together on all ranks: a ring of n - 1 messages, N - 1 between nodes.
 
     Each rank sends (n - 1) / n of the bytes.
 
     Args:
         message_bytes: of the tensor that each rank has afterwards.
-        ranks: of the job.
-        nodes: that they are on, evenly.
-        device: its links.
-        factors: `network` is the share of a link's bandwidth that is reached; what it is above or below its
-            assumption makes latencies shorter or longer too.
+        way: what they go over.
     """
-    if ranks == 1:
-        return NOTHING
-    inside_s, between_s = _latencies_s(device, factors)
-    bandwidth = _bandwidth_b_s(ranks, nodes, device, factors)
+    ranks, nodes = way.ranks, way.nodes
     return CollectiveSeconds(
-        (ranks - nodes) * inside_s + (nodes - 1) * between_s,
-        (ranks - 1) / ranks * message_bytes / bandwidth,
+        (ranks - nodes) * way.inside_s + (nodes - 1) * way.between_s,
+        (ranks - 1) / ranks * message_bytes / way.bandwidth_b_s,
     )
-
-
-def _bandwidth_b_s(ranks: int, nodes: int, device: PlanDevice, factors: Factors) -> float:
-    """What the slowest part of the way carries: a ring crosses the border of a node once, with all that the
-    node's ranks have of the link together."""
-    inside, per_node = device.inside, ranks // nodes
-    used = min(1.0, (per_node - 1) / inside.peers)  # of links to each peer, those to the job's own ranks
-    slowest = used * inside.bandwidth_b_s if per_node > 1 else math.inf
-    if nodes > 1:
-        slowest = min(slowest, device.between.bandwidth_b_s * ranks / nodes)
-    return factors.network * slowest
-
-
-def _latencies_s(device: PlanDevice, factors: Factors) -> tuple[float, float]:
-    """Of a message inside and between nodes: as the link says before a calibration, and longer in the same
-    measure in which less of its bandwidth is reached. Small messages would tell no factor otherwise."""
-    longer = DEFAULT_FACTORS[device.kind].network / factors.network
-    return longer * device.inside.latency_s, longer * device.between.latency_s

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from shardwatt.cell import AXES, COUNT_AXES
 from shardwatt.modelwork import PhaseName
-from shardwatt.plan.forecast import CellForecast
+from shardwatt.plan.cellforecast import CellForecast
 
 Kind = Literal["text", "count", "number", "truth"]
 Value = str | int | float | bool | None
@@ -217,17 +217,20 @@ PLAN_COLUMNS: tuple[PlanColumn, ...] = (
     ),
     PlanColumn("duration_high_s", "number", "s", "Upper end likewise", _end("duration_range_s", 1)),
     PlanColumn(
-        "job_duration_s",
+        "allocation_duration_s",
         "number",
         "s",
-        "The whole job: start, loading, idle baselines, warm-up and window",
-        _run("job_duration_s"),
+        "How long the job keeps its nodes, from its start to its end: both idle baselines, loading, warm-up "
+        "and window in it, waits for cool devices not. More than `job_duration_s` of a record, which has "
+        "neither baselines nor the job's own start and end",
+        _run("allocation_duration_s"),
     ),
     PlanColumn(
         "longest_job_s",
         "number",
         "s",
-        "The same if no response ends by itself and devices cool slowly; time limits follow from it",
+        "`allocation_duration_s` if no response ends by itself and devices cool slowly; time limits follow "
+        "from it",
         _run("longest_job_s"),
     ),
     PlanColumn("power_w", "number", "W", "Of all devices, mean over the window", _run("power_w")),
@@ -254,21 +257,22 @@ PLAN_COLUMNS: tuple[PlanColumn, ...] = (
         "`energy_j` / `output_tokens`",
         _ratio("energy_j", "output_tokens"),
     ),
-    PlanColumn("gpu_hours", "number", "h", "`gpus_held` over the job", _run("gpu_hours")),
-    PlanColumn("node_hours", "number", "h", "`nodes` over the job", _run("node_hours")),
+    PlanColumn("gpu_hours", "number", "h", "`gpus_held` over `allocation_duration_s`", _run("gpu_hours")),
+    PlanColumn("node_hours", "number", "h", "`nodes` over `allocation_duration_s`", _run("node_hours")),
     PlanColumn(
-        "job_energy_j",
+        "allocation_energy_j",
         "number",
         "J",
-        "Of all devices that the job holds, over the whole job: `energy_j`, and their rest beside it",
-        _run("job_energy_j"),
+        "Of all devices that the job holds, used or not, over `allocation_duration_s`: `energy_j`, and rest "
+        "beside it. `job_energy_j` of a record is of the devices that are used, without idle baselines",
+        _run("allocation_energy_j"),
     ),
     PlanColumn(
         "cost",
         "number",
         "`currency`",
         "What the whole job costs: `gpu_hours`, or without a price of these the electricity of "
-        "`job_energy_j` with the site's PUE; null without a price",
+        "`allocation_energy_j` with the site's PUE; null without a price",
         _run("cost"),
     ),
     PlanColumn("currency", "text", "ISO 4217", "Currency of the site's prices", lambda row: row.currency),
@@ -276,7 +280,7 @@ PLAN_COLUMNS: tuple[PlanColumn, ...] = (
         "carbon_kg",
         "number",
         "kgCO2e",
-        "What `job_energy_j` emits, with the site's PUE; null without its factors",
+        "What `allocation_energy_j` emits, with the site's PUE; null without its factors",
         _run("carbon_kg"),
     ),
     PlanColumn(

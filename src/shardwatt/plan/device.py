@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from shardwatt.datasheets import DATA_SHEETS, DataSheet
 from shardwatt.jobshape import job_shape
+from shardwatt.plan.warned import Warned
 from shardwatt.site import GpuType, Site
 
 #: Clock over boost clock below which no device is planned for, where no data sheet says it (an assumption).
@@ -86,7 +87,7 @@ class PlanDevice:
         inside: link between devices of a node.
         between: link between nodes.
         source: where the figures come from.
-        assumptions: what is assumed because nobody says it, a sentence each.
+        assumptions: what is assumed because nobody says it, a sentence each; of links, warnings.
         lowest_clock: lowest core clock over the boost clock that `flop_per_s` holds at.
     """
 
@@ -187,8 +188,8 @@ def device_of(site: Site, gpu: str, precision: str, shards: int) -> PlanDevice |
         inside=_inside(site, gpu, sheet, assumptions),
         between=_between(site, gpu, shards, assumptions),
         source=source,
+        lowest_clock=_lowest_clock(gpu, gpu_type, sheet, tdp_w, assumptions),
         assumptions=tuple(assumptions),
-        lowest_clock=sheet.lowest_clock_mhz / sheet.clock_mhz if sheet else LOWEST_CLOCK,
     )
 
 
@@ -222,6 +223,24 @@ def idle_w(
     return IDLE_SHARE * tdp_w
 
 
+def _lowest_clock(
+    gpu: str, gpu_type: GpuType, sheet: DataSheet | None, tdp_w: float | None, assumptions: list[str]
+) -> float:
+    """Lowest core clock over the boost clock: the catalogue's, the site's word, or an assumption, which is
+    named where watts are predicted: nothing else hangs on it."""
+    if sheet is not None:
+        return sheet.lowest_clock_mhz / sheet.clock_mhz
+    peak = gpu_type.peak
+    if peak is not None and peak.lowest_clock_mhz is not None and peak.clock_mhz is not None:
+        return peak.lowest_clock_mhz / peak.clock_mhz
+    if tdp_w is not None:
+        assumptions.append(
+            f"{gpu}: a lowest clock of {LOWEST_CLOCK:.0%} of the boost clock is assumed; give "
+            f"gpus.{gpu}.peak.clock_mhz and lowest_clock_mhz"
+        )
+    return LOWEST_CLOCK
+
+
 def _processor(site: Site, gpu: str, precision: str, shards: int, assumptions: list[str]) -> PlanDevice:
     """One rank's share of a machine: of its `peak`, or of what its cores are taken to do."""
     gpu_type = site.gpus[gpu]
@@ -252,8 +271,10 @@ def _processor(site: Site, gpu: str, precision: str, shards: int, assumptions: l
         )
     if ranks > 1 and site.link(gpu, "inside") is None:
         assumptions.append(
-            f"{gpu}: {_GLOO_B_S / 1e9:g} GB/s between ranks of a machine and {_GLOO_LATENCY_S * 1e6:g} us a "
-            "message are assumed; give links.inside, or calibrate"
+            Warned(
+                f"{gpu}: {_GLOO_B_S / 1e9:g} GB/s between ranks of a machine and "
+                f"{_GLOO_LATENCY_S * 1e6:g} us a message are assumed; give links.inside, or calibrate"
+            )
         )
     return PlanDevice(
         name=gpu,
@@ -306,7 +327,10 @@ def _inside(site: Site, gpu: str, sheet: DataSheet | None, assumptions: list[str
         )
     if site.gpus[gpu].per_node > 1:
         assumptions.append(
-            f"{gpu}: {_PCIE_3_B_S / 1e9:g} GB/s between GPUs of a node, as PCIe 3 has; give links.inside"
+            Warned(
+                f"{gpu}: {_PCIE_3_B_S / 1e9:g} GB/s between GPUs of a node, as PCIe 3 has, are assumed; give "
+                "links.inside"
+            )
         )
     return Link(_PCIE_3_B_S, PCIE_LATENCY_S, "assumption: PCIe 3 x16")
 
@@ -319,7 +343,9 @@ def _between(site: Site, gpu: str, shards: int, assumptions: list[str]) -> Link:
     per_node = site.gpus[gpu].per_node
     if shards > per_node:
         assumptions.append(
-            f"{gpu}: 25 Gb/s Ethernet between nodes, shared by their {per_node} ranks, and "
-            f"{NODE_LATENCY_S * 1e6:g} us a message are assumed; give links.between"
+            Warned(
+                f"{gpu}: 25 Gb/s Ethernet between nodes, shared by their {per_node} ranks, and "
+                f"{NODE_LATENCY_S * 1e6:g} us a message are assumed; give links.between"
+            )
         )
     return Link(NODE_LINK_B_S / per_node, NODE_LATENCY_S, "assumption: 25 Gb/s Ethernet")

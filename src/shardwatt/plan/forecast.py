@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from shardwatt.jobshape import JobShape, devices_held, gpus_held, job_shape
 from shardwatt.models import find_architecture, unknown_shape
 from shardwatt.modelwork import PhaseName
 from shardwatt.plan.calibrated import calibration_of, factors_of
-from shardwatt.plan.caveats import not_limited, of_calibration, of_power
+from shardwatt.plan.caveats import of_device, of_model, of_power, of_site
+from shardwatt.plan.cellforecast import CellForecast, PhaseForecast
 from shardwatt.plan.device import Factors, PlanDevice, device_of
 from shardwatt.plan.jobtime import cool_down_s, host_memory_gib, job_time
 from shardwatt.plan.memory import MemoryNeed, cell_memory
 from shardwatt.plan.power import OperatingPoint, operating_point
-from shardwatt.plan.price import carbon_kg, cost, job_energy_j
+from shardwatt.plan.price import allocation_energy_j, carbon_kg, cost
 from shardwatt.plan.timing import PhaseSeconds, phase_seconds
 from shardwatt.plan.workload import ASSUMED_LENGTHS, PhaseLoad, Workload, workload
 from shardwatt.site import Site
@@ -30,91 +31,6 @@ from shardwatt.study import Study
 _PARTS = ("compute", "memory", "copies", "kernels", "sampling", "latency", "transfer", "launch")
 
 _S_PER_HOUR = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseForecast:
-    """One phase of a cell, all batches together.
-
-    Attributes:
-        duration_s: how long it takes.
-        parts_s: what of it takes how long, by name (`compute`, `memory`, `copies`, `kernels`, `sampling`,
-            `latency`, `transfer`, `launch`); they overlap where the model says so and need not add up.
-        power_w: of all devices together; None where it is not predicted.
-        clock: core clock over that without a cap.
-        busy: share of it in which a kernel runs on a device, collectives included; None where that is not
-            known.
-        busy_memory: share of it in which a device's memory is read or written; None likewise.
-    """
-
-    duration_s: float
-    parts_s: Mapping[str, float]
-    power_w: float | None
-    clock: float
-    busy: float | None = None
-    busy_memory: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CellForecast:
-    """What a cell will take; every figure but the counts of nodes and GPUs is an estimate, None is unknown.
-
-    Attributes:
-        cell: the cell.
-        need: memory of one device; None for processors or where the model's shape is not known.
-        memory_gib: what one device has.
-        fits: whether it fits; None where `need` is None.
-        nodes: of the job.
-        gpus: one a shard; 0 for processors.
-        gpus_held: those that the job keeps from others, of exclusive nodes all.
-        batches: of the window; this and the next three are None where the model's shape is not known.
-        prompt_tokens: of all prompts.
-        output_tokens: of all responses, before their end of sequence.
-        generated_tokens: rows x steps that the engine's loop computes.
-        phases: prefill, walk, decode, those that the engine has; empty where time is not predicted.
-        duration_s: the inference window.
-        job_duration_s: the whole job: start, loading, idle baselines, warm-up and window.
-        longest_job_s: the same if no response ends by itself and devices cool slowly: what a time limit has
-            to hold.
-        power_w: of all devices, mean over the window.
-        energy_j: of all devices, over the window.
-        job_energy_j: of all devices that the job holds, over the whole job.
-        duration_range_s: 90 % interval; None without a calibration.
-        energy_range_j: likewise.
-        gpu_hours: of `gpus_held` over the job.
-        node_hours: of `nodes` over the job.
-        cost: in the site's currency; None without a price.
-        carbon_kg: kgCO2e with the site's PUE; None without its factors.
-        host_memory_gib: of each node.
-        notes: assumptions, and why something is unknown; a sentence each.
-    """
-
-    cell: Cell
-    need: MemoryNeed | None
-    memory_gib: float
-    fits: bool | None
-    nodes: int
-    gpus: int
-    gpus_held: int
-    batches: int | None = None
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-    generated_tokens: int | None = None
-    phases: Mapping[PhaseName, PhaseForecast] = field(default_factory=dict)
-    duration_s: float | None = None
-    job_duration_s: float | None = None
-    longest_job_s: float | None = None
-    power_w: float | None = None
-    energy_j: float | None = None
-    job_energy_j: float | None = None
-    duration_range_s: tuple[float, float] | None = None
-    energy_range_j: tuple[float, float] | None = None
-    gpu_hours: float | None = None
-    node_hours: float | None = None
-    cost: float | None = None
-    carbon_kg: float | None = None
-    host_memory_gib: float | None = None
-    notes: tuple[str, ...] = ()
 
 
 class Forecaster:
@@ -152,6 +68,8 @@ class Forecaster:
         Raises:
             SiteError: its shards have no layout on the site's nodes.
         """
+        if cell.repeat == 1:
+            return self._alike(cell)
         return replace(self._alike(replace(cell, repeat=1)), cell=cell)
 
     def need(self, cell: Cell) -> MemoryNeed | None:
@@ -169,10 +87,9 @@ class Forecaster:
         forecast = self._unknown(cell)
         architecture = self._architecture(cell.model)
         if isinstance(architecture, str):
-            return replace(forecast, notes=(architecture,))
+            return replace(forecast, notes=of_model(architecture))
         tokens = self._catalogue.dataset(cell.dataset).tokens
         notes = [] if tokens else [f"data set '{cell.dataset}' has no `tokens`: {ASSUMED_LENGTHS.source}"]
-        notes += not_limited(self._site, cell)
         load, longest = (
             workload(
                 cell,
@@ -192,17 +109,19 @@ class Forecaster:
             generated_tokens=load.generated_tokens,
             host_memory_gib=self._host_memory_gib(cell, architecture),
         )
+        notes += of_site(self._site, cell, forecast.host_memory_gib)
         device = self._device(cell.gpu, cell.precision, cell.shards)
         if device is None:
             unknown = f"{cell.gpu}: neither a data sheet nor `peak` says what it does in {cell.precision}"
             return replace(forecast, notes=(*notes, f"{unknown}, so its time is not predicted"))
         factors = self._factors(cell.gpu, cell.engine)
         points = self._points(cell, architecture, load, device, factors)
-        notes += [*device.assumptions, *of_power(points, cell, device)]
-        notes += of_calibration(self._calibration(cell.gpu, cell.engine), cell, factors)
+        notes += of_power(points, cell, device)
+        notes += of_device(device, self._calibration(cell.gpu, cell.engine), cell, factors)
         forecast = replace(forecast, phases={name: _phase(point, cell) for name, point in points.items()})
         forecast = self._timed(forecast, architecture, load, factors)
-        most = points if longest == load else self._points(cell, architecture, longest, device, factors)
+        is_as_long = longest.phases == load.phases
+        most = points if is_as_long else self._points(cell, architecture, longest, device, factors)
         longest_job_s = self._job_s(cell, architecture, longest, _seconds(most))
         longest_job_s += cool_down_s(self._site.gpus[cell.gpu], self._study)
         forecast = replace(forecast, longest_job_s=longest_job_s)
@@ -270,14 +189,14 @@ class Forecaster:
         """A forecast with phases: its times, and the hours that its job keeps nodes and GPUs for."""
         phases_s = {name: phase.duration_s for name, phase in forecast.phases.items()}
         duration_s = sum(phases_s.values())
-        job_duration_s = self._job_s(forecast.cell, architecture, load, phases_s)
+        allocation_duration_s = self._job_s(forecast.cell, architecture, load, phases_s)
         return replace(
             forecast,
             duration_s=duration_s,
             duration_range_s=_range(duration_s, factors, "duration_s"),
-            job_duration_s=job_duration_s,
-            gpu_hours=forecast.gpus_held * job_duration_s / _S_PER_HOUR,
-            node_hours=forecast.nodes * job_duration_s / _S_PER_HOUR,
+            allocation_duration_s=allocation_duration_s,
+            gpu_hours=forecast.gpus_held * allocation_duration_s / _S_PER_HOUR,
+            node_hours=forecast.nodes * allocation_duration_s / _S_PER_HOUR,
         )
 
     def _job_s(
@@ -310,17 +229,17 @@ class Forecaster:
         known = [joule for joule in joules if joule is not None]
         energy_j = sum(known) if len(known) == len(joules) else None
         power_w = energy_j / forecast.duration_s if energy_j is not None and forecast.duration_s else None
-        of_job_j = _of_job_j(forecast, device, energy_j, power_w)
-        job_h = None if forecast.job_duration_s is None else forecast.job_duration_s / _S_PER_HOUR
-        device_hours = None if job_h is None else self._devices_held(cell.gpu, cell.shards) * job_h
+        of_allocation_j = _of_allocation_j(forecast, device, energy_j, power_w)
+        job_s, held = forecast.allocation_duration_s, self._devices_held(cell.gpu, cell.shards)
+        device_hours = None if job_s is None else held * job_s / _S_PER_HOUR
         return replace(
             forecast,
             power_w=power_w,
             energy_j=energy_j,
-            job_energy_j=of_job_j,
+            allocation_energy_j=of_allocation_j,
             energy_range_j=_range(energy_j, factors, "energy_j"),
-            cost=cost(site, cell.gpu, device_hours=device_hours, energy_j=of_job_j),
-            carbon_kg=carbon_kg(site, of_job_j),
+            cost=cost(site, cell.gpu, device_hours=device_hours, energy_j=of_allocation_j),
+            carbon_kg=carbon_kg(site, of_allocation_j),
         )
 
     def _host_memory_gib(self, cell: Cell, architecture: Architecture) -> float | None:
@@ -370,16 +289,17 @@ def _range(value: float | None, factors: Factors, quantity: str) -> tuple[float,
     return low * value, high * value
 
 
-def _of_job_j(
+def _of_allocation_j(
     forecast: CellForecast, device: PlanDevice, energy_j: float | None, power_w: float | None
 ) -> float | None:
-    """Joules of the whole job; processors whose rest is not known are taken to draw what they do at work."""
-    if energy_j is None or power_w is None or forecast.job_duration_s is None or forecast.duration_s is None:
+    """Joules of all that a job holds; processors of which rest is not known are taken to draw as at work."""
+    job_s, window_s = forecast.allocation_duration_s, forecast.duration_s
+    if energy_j is None or power_w is None or job_s is None or window_s is None:
         return None
     used = forecast.cell.shards
     rest_w = power_w / used if device.idle_w is None else device.idle_w
-    held_s = max(forecast.gpus_held, used) * forecast.job_duration_s
-    return job_energy_j(energy_j, rest_w, held_s=held_s, used_s=used * forecast.duration_s)
+    held_s = max(forecast.gpus_held, used) * job_s
+    return allocation_energy_j(energy_j, rest_w, held_s=held_s, used_s=used * window_s)
 
 
 def _phase(point: OperatingPoint, cell: Cell) -> PhaseForecast:

@@ -69,6 +69,24 @@ def cache_positions(
     return min(architecture.context, wanted)
 
 
+def held_positions(engine: str, positions: int, length: int, longest_prompt: int) -> int:
+    """Positions of a row that are in memory at its fullest: T, and of transformers as many as it grows to.
+
+    Its batch is as wide as the longest prompt, shorter ones padded, and goes on until each row has its
+    `length` tokens or fills T itself, padding left out; the last token is not fed. So the shortest prompt
+    decides, which is taken to have one token.
+
+    Args:
+        engine: a name of `shardwatt.engines.ENGINES`.
+        positions: T, that prompt and response of a row may fill.
+        length: new tokens of a row.
+        longest_prompt: tokens of the longest prompt of a batch.
+    """
+    if ENGINES[engine].loop != "transformers":
+        return positions
+    return longest_prompt + min(length, positions - 1) - 1
+
+
 def memory_need(
     architecture: Architecture,
     *,
@@ -86,7 +104,8 @@ def memory_need(
     tied embedding is one table on one device, and on several a part by width and a part by vocabulary. On
     processors, which this does not describe, `fast` holds two tables of it: oneDNN's layout of the output
     layer is a copy.
-    KV cache: 2 x layers x batch x T x KV heads of a device x head size.
+    KV cache: 2 x layers x batch x T (of transformers what its cache grows to, `held_positions`) x KV heads of
+    a device x head size.
     activations: what the engine's loop has beside weights and cache at its fullest:
 
     - `published`: logits, probabilities, sorted probabilities (4 bytes each) and indices (8) of every row;
@@ -125,14 +144,15 @@ def memory_need(
     number = BYTES[precision]
     positions = cache_positions(architecture, length, cache_tokens, longest_prompt)
     per_position = 2 * architecture.kv_heads_per_shard(shards) * architecture.head_dim * number
-    layer_cache = batch * positions * per_position
+    prompt = min(longest_prompt or ASSUMED_PROMPT_TOKENS, positions)
+    layer_cache = batch * held_positions(engine, positions, length, prompt) * per_position
     activations = _activation_bytes(
         architecture,
         ENGINES[engine],
         number=number,
         shards=shards,
         batch=batch,
-        prompt=min(longest_prompt or ASSUMED_PROMPT_TOKENS, positions),
+        prompt=prompt,
         positions=positions,
         layer_cache=layer_cache,
     )

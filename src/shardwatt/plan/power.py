@@ -175,15 +175,17 @@ def operating_point(
     def parts_of(seconds: PhaseSeconds, clock: float) -> PowerParts | None:
         return power_parts(seconds, device, factors, clock, on_chip_j_per_byte=on_chip_j_per_byte)
 
-    def at(clock: float) -> OperatingPoint:
-        seconds = seconds_at(clock)
+    def powered(clock: float, seconds: PhaseSeconds) -> OperatingPoint:
         parts = parts_of(seconds, clock)
         return OperatingPoint(clock, parts.total_w if parts else None, seconds)
+
+    def at(clock: float) -> OperatingPoint:
+        return powered(clock, seconds_at(clock))
 
     def draws_more(point: OperatingPoint) -> bool:
         return point.power_w is not None and point.power_w > limit_w
 
-    if not draws_more(highest := at(1.0)):
+    if not draws_more(highest := powered(1.0, highest.seconds)):
         return highest
     if draws_more(found := at(device.lowest_clock)):
         return _stretched(found, parts_of(found.seconds, found.clock), limit_w)

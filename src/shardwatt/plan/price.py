@@ -20,7 +20,7 @@ def supplied_kwh(energy_j: float, pue: float) -> float:
     return energy_j / J_PER_KWH * pue
 
 
-def job_energy_j(energy_j: float, rest_w: float, *, held_s: float, used_s: float) -> float:
+def allocation_energy_j(energy_j: float, rest_w: float, *, held_s: float, used_s: float) -> float:
     """Joules of a whole job, an estimate: those of its inference window, and rest of all other device time.
 
     Rest is before and after the window (start, loading, idle baselines, warm-up, the end), and that of GPUs

@@ -15,6 +15,7 @@ Quantity = Literal[
     "energy_change_percent",
     "token_rate_change_percent",
     "memory_activity_percent",
+    "memory_activity_max_percent",
     "sm_utilisation_percent",
     "power_w",
     "energy_per_token_j",
@@ -142,7 +143,11 @@ def _table_3() -> Iterator[Published]:
 
 
 def _tables_4_and_5() -> Iterator[Published]:
-    """65B, batch 64: what the paper calls memory utilisation is the share of time in which memory is busy."""
+    """65B, batch 64: what the paper calls memory utilisation is the share of time in which memory is busy.
+
+    Table IV gives a maximum of it, over what is not said, and the mean of SM utilisation; Table V does not
+    say which of the two it gives, and is taken to give means.
+    """
     for length, memory, sm in (
         (256, 23.36, 95.00),
         (512, 24.54, 98.81),
@@ -150,7 +155,7 @@ def _tables_4_and_5() -> Iterator[Published]:
         (2048, 27.00, 98.00),
     ):
         yield _paper(
-            "Table IV", "memory_activity_percent", memory, "llama-65b", A100, shards=4, length=length
+            "Table IV", "memory_activity_max_percent", memory, "llama-65b", A100, shards=4, length=length
         )
         yield _paper("Table IV", "sm_utilisation_percent", sm, "llama-65b", A100, shards=4, length=length)
     for shards, memory, sm in ((8, 24.25, 94.75), (16, 13.33, 95.00), (32, 6.66, 95.66)):

@@ -140,6 +140,8 @@ class Prediction:
         memory_share: of time in which memory is busy.
         compute_share: of time in which matrix units work.
         collective_share: of time in which ranks exchange or wait for each other.
+        transfer_share: of time in which what they exchange is on its way; the rest of `collective_share` is
+            latency.
         busy_share: of time in which a kernel runs.
     """
 
@@ -154,6 +156,7 @@ class Prediction:
     memory_share: float
     compute_share: float
     collective_share: float
+    transfer_share: float
     busy_share: float
 
     @property
@@ -299,5 +302,6 @@ def _sum(shards: int, phases: Sequence[_Phase], output_tokens: int) -> Predictio
         memory_share=mean(lambda phase: phase.seconds.busy_memory),
         compute_share=mean(lambda phase: phase.seconds.busy_compute),
         collective_share=mean(lambda phase: phase.seconds.busy_collective),
+        transfer_share=mean(lambda phase: phase.seconds.transfer_s / phase.seconds.duration_s),
         busy_share=mean(lambda phase: phase.seconds.busy),
     )

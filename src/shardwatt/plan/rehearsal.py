@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 
 from shardwatt.engines import ENGINES
-from shardwatt.plan.forecast import CellForecast
+from shardwatt.plan.cellforecast import CellForecast
 from shardwatt.plan.jobtime import NODE_GIB, RANK_GIB, START_AND_END_S, baselines_s
 from shardwatt.site import GpuType
 from shardwatt.study import Study
@@ -44,7 +44,7 @@ def own_job(forecast: CellForecast, gpu_type: GpuType, study: Study) -> CellFore
     )
     return replace(
         bare,
-        job_duration_s=job_s,
+        allocation_duration_s=job_s,
         longest_job_s=job_s,
         gpu_hours=forecast.gpus_held * job_s / _S_PER_HOUR,
         node_hours=forecast.nodes * job_s / _S_PER_HOUR,

@@ -9,6 +9,7 @@ from shardwatt.engines import ENGINES
 from shardwatt.plan.columns import PlanRow
 from shardwatt.plan.digits import duration
 from shardwatt.plan.table import Plan
+from shardwatt.plan.warned import Warned
 
 #: Stands behind the memory of a cell that does not fit and is run all the same.
 RUN_UNFIT = "*"
@@ -17,13 +18,9 @@ AT_LEAST = "+"
 #: Stands in place of what a cell takes that is left out.
 DOES_NOT_FIT = "does not fit"
 
-_LEGEND = (
-    "window: the inference run; job: with start, loading, idle baselines and warm-up. Power and energy are "
-    "of all devices over the window"
-)
-
-#: Ends of notes that say that a link is assumed, and where to say it (`shardwatt.plan.device`).
-_ON_LINKS = ("give links.inside", "give links.between")
+_LEGEND = "window: the inference run; job: with start, loading, idle baselines and warm-up"
+_LONGEST = "; longest: the job if no response ends by itself, from which its time limit follows"
+_WINDOW = ". Power and energy are of all devices over the window"
 
 #: Notes that are shown one by one; the others are counted.
 _NOTES_AT_MOST = 16
@@ -57,9 +54,16 @@ def _unfit(count: int, fate: str) -> list[str]:
 
 
 def warnings(rows: Iterable[PlanRow]) -> list[str]:
-    """What is assumed of links because nobody says it, each once: time over several devices hangs on it."""
-    found = (note for row in rows if row.runs for note in row.forecast.notes)
-    return list(dict.fromkeys(note for note in found if note.endswith(_ON_LINKS)))
+    """What weighs most of what is assumed, unknown or too little (`shardwatt.plan.warned`), each once with
+    the number of its cells."""
+    run = [row for row in rows if row.runs]
+    counts = Counter(note for row in run for note in row.forecast.notes if isinstance(note, Warned))
+    return [_counted(note, count, len(run)) for note, count in counts.items()]
+
+
+def _counted(note: str, count: int, rows: int) -> str:
+    """A note with the number of its cells, where it is not about all."""
+    return note if count == rows else f"{note} ({count:,} {'cell' if count == 1 else 'cells'})"
 
 
 def standing(rows: Sequence[PlanRow]) -> str:
@@ -109,8 +113,14 @@ def _change(middle: float | None, ends: tuple[float, float] | None) -> tuple[flo
     return 100 * (ends[0] / middle - 1), 100 * (ends[1] / middle - 1)
 
 
-def remarks(plan: Plan, unknown: Sequence[str]) -> list[str]:
-    """On signs in the tables, what is unknown throughout, and the longest job."""
+def remarks(plan: Plan, unknown: Sequence[str], *, explains_longest: bool) -> list[str]:
+    """On signs in the tables, what is unknown throughout, and the longest job.
+
+    Args:
+        plan: the plan.
+        unknown: names of the columns that are known of no cell.
+        explains_longest: whether there is a column of that name.
+    """
     found = []
     run = [row for row in plan.rows if row.runs]
     if run:
@@ -119,18 +129,18 @@ def remarks(plan: Plan, unknown: Sequence[str]) -> list[str]:
             if any(row.forecast.gpus_held for row in run)
             else ""
         )
-        found.append(f"{_LEGEND}{held}.")
+        found.append(f"{_LEGEND}{_LONGEST if explains_longest else ''}{_WINDOW}{held}.")
     if any(row.forecast.fits is False for row in run):
         found.append(f"{RUN_UNFIT} does not fit, and is run all the same (`unfit: run`).")
     if any(one.unknown and one.value is not None for one in plan.total.sums.values()):
         found.append(f"{AT_LEAST} at least: of some cells it is not known.")
     if run:
         found += _missing(unknown)
-    longest = max(run, key=lambda row: row.forecast.job_duration_s or 0.0, default=None)
-    if longest is not None and longest.forecast.job_duration_s is not None:
+    longest = max(run, key=lambda row: row.forecast.allocation_duration_s or 0.0, default=None)
+    if longest is not None and longest.forecast.allocation_duration_s is not None:
         cell = longest.forecast.cell
         words = f"{cell.model} on {cell.shards} x {cell.gpu}, batch {cell.batch}, length {cell.length}"
-        found.append(f"Longest job: {duration(longest.forecast.job_duration_s)} ({words}).")
+        found.append(f"Longest job: {duration(longest.forecast.allocation_duration_s)} ({words}).")
     return found
 
 
@@ -148,13 +158,12 @@ def _missing(unknown: Sequence[str]) -> list[str]:
 
 
 def notes(rows: Sequence[PlanRow]) -> list[str]:
-    """What the forecasts assume, the commonest first, each once with the number of its cells."""
-    warned = warnings(rows)
-    counts = Counter(note for row in rows for note in dict.fromkeys(row.forecast.notes) if note not in warned)
-    found = [
-        note if count == len(rows) else f"{note} ({count:,} {'cell' if count == 1 else 'cells'})"
-        for note, count in counts.most_common()
-    ]
+    """What the forecasts assume beside the warnings, the commonest first, each once with the number of its
+    cells."""
+    counts = Counter(
+        note for row in rows for note in dict.fromkeys(row.forecast.notes) if not isinstance(note, Warned)
+    )
+    found = [_counted(note, count, len(rows)) for note, count in counts.most_common()]
     if len(found) <= _NOTES_AT_MOST:
         return found
     rest = len(found) - _NOTES_AT_MOST

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from shardwatt.cell import Cell
+from shardwatt.plan.cellforecast import CellForecast, PhaseForecast
 from shardwatt.plan.columns import PLAN_COLUMNS, PlanRow, values
-from shardwatt.plan.forecast import CellForecast, PhaseForecast
 from shardwatt.plan.totals import Totals, totals
 from shardwatt.site import Site
 from shardwatt.study import Study

@@ -20,7 +20,7 @@ from shardwatt.architectures import Architecture
 from shardwatt.cell import Cell
 from shardwatt.engines import ENGINES, Loop
 from shardwatt.modelwork import PhaseName, Work, flop, moved_bytes
-from shardwatt.plan.collectives import CollectiveSeconds, all_gather_s, all_reduce_s
+from shardwatt.plan.collectives import NOTHING, CollectiveSeconds, all_gather_s, all_reduce_s, way_of
 from shardwatt.plan.device import Factors, PlanDevice
 from shardwatt.plan.memory import BYTES
 from shardwatt.plan.workload import PhaseLoad
@@ -269,13 +269,15 @@ def _exchange(
     nodes: int,
 ) -> CollectiveSeconds:
     """What ranks tell each other: sums in each layer, columns of the embedding, logits."""
+    if cell.shards == 1:
+        return NOTHING
     number, steps = BYTES[cell.precision], load.steps
     hidden_bytes = load.work.tokens / steps * architecture.dim * number
     logits_bytes = load.work.logits / steps * architecture.vocab_size * number
-    where = (cell.shards, nodes, device, factors)
-    reduced = all_reduce_s(hidden_bytes, *where)
+    way = way_of(cell.shards, nodes, device, factors)
+    reduced = all_reduce_s(hidden_bytes, way)
     sums = REDUCES_PER_LAYER * architecture.n_layers
-    gathered = [all_gather_s(hidden_bytes, *where), all_gather_s(logits_bytes, *where)]
+    gathered = [all_gather_s(hidden_bytes, way), all_gather_s(logits_bytes, way)]
     return CollectiveSeconds(
         steps * (sums * reduced.latency_s + sum(one.latency_s for one in gathered)),
         steps * (sums * reduced.transfer_s + sum(one.transfer_s for one in gathered)),

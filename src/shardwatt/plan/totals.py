@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 from shardwatt.plan.columns import COLUMN, PlanRow
 
 #: What is summed up, by column.
-SUMMED = ("job_duration_s", "gpu_hours", "node_hours", "output_tokens", "energy_j", "cost", "carbon_kg")
+SUMMED = (
+    *("allocation_duration_s", "gpu_hours", "node_hours"),
+    *("output_tokens", "energy_j", "cost", "carbon_kg"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,28 @@ def totals(name: str, rows: Sequence[PlanRow]) -> Totals:
     """Sum up rows; each counts once."""
     run = [row for row in rows if row.runs]
     return Totals(name, len(rows), len(rows) - len(run), {column: _sum(column, run) for column in SUMMED})
+
+
+def write_totals(blocks: Sequence[Totals], total: Totals, currency: str | None, stream: TextIO) -> None:
+    """A row a block and then one of the study, as CSV; docs/plan.md has the columns.
+
+    Args:
+        blocks: of the study, in its order.
+        total: of the study, in which each cell counts once; its row has no number.
+        currency: of the cost; None: an empty field.
+        stream: where to.
+    """
+    writer = csv.writer(stream, lineterminator="\n")
+    sums = [name for column in SUMMED for name in (column, f"{column}_unknown_cells")]
+    writer.writerow(["block", "name", "cells", "left_out", *sums, "currency"])
+    for number, part in [*enumerate(blocks, start=1), (None, total)]:
+        writer.writerow([number, part.name, part.cells, part.left_out, *_values(part), currency])
+
+
+def _values(part: Totals) -> Iterator[float | None]:
+    """Each sum, and of how many cells it is not known."""
+    for column in SUMMED:
+        yield from (part.sums[column].value, part.sums[column].unknown)
 
 
 def _sum(column: str, rows: Iterable[PlanRow]) -> Sum:

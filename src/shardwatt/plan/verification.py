@@ -16,7 +16,9 @@ from shardwatt.plan.reckoning import CACHE_TOKENS, CHAT, SITE, TOGETHER, Predict
 from shardwatt.plan.workload import ASSUMED_LENGTHS
 
 #: What a row is for. All were published before the models were written; those that only check chose nothing.
-Role = Literal["checks", "chooses T", "chooses the reading", "calibrates", "was weighed"]
+Role = Literal[
+    "checks", "chooses T", "chooses T for longer lengths", "chooses the reading", "calibrates", "was weighed"
+]
 
 #: Predicts a run; the same one is worked out once.
 Reckon = Callable[[Run], Prediction]
@@ -225,15 +227,24 @@ def _table_3(reckoned: Reckon) -> Iterator[CheckRow]:
 
 
 def _tables_4_and_5(reckoned: Reckon) -> Iterator[CheckRow]:
-    """Shares of time in which memory is busy and kernels run."""
+    """Shares of time in which memory is busy and kernels run; both are predicted as means.
+
+    That T is 512 at longer lengths too was read off Table IV, among others, so that its rows of memory at
+    these lengths check nothing.
+    """
     for one in (*published("Table IV"), *published("Table V")):
         found, planned = reckoned(_run(one)), reckoned(replace(_run(one), cache_tokens=None))
-        is_memory = one.quantity == "memory_activity_percent"
+        is_memory = one.quantity != "sm_utilisation_percent"
+        tells_t = is_memory and one.length >= CACHE_TOKENS
+        role: Role = "chooses T for longer lengths" if tells_t else "checks"
         share, planned_share = (of.memory_share if is_memory else of.busy_share for of in (found, planned))
-        driver = f"step {1e3 * found.step_s:.0f} ms, collectives {found.collective_share:.0%} of it"
-        yield CheckRow(
-            "Tables IV and V", one, 100 * share, "checks", None, driver, planned=100 * planned_share
-        )
+        driver = f"step {1e3 * found.step_s:.0f} ms, collectives {_exchange(found)} of it"
+        yield CheckRow("Tables IV and V", one, 100 * share, role, None, driver, planned=100 * planned_share)
+
+
+def _exchange(found: Prediction) -> str:
+    """Share of time that collectives take, and that of their bytes alone: the rest is assumed latency."""
+    return f"{found.collective_share:.0%} (transfer alone {found.transfer_share:.0%})"
 
 
 def _findings(reckoned: Reckon, lengths: Mapping[str, TokenLengths]) -> Iterator[CheckRow]:
@@ -256,14 +267,14 @@ def _found(
         )
         return found.tokens_per_s / other.tokens_per_s, (
             f"step {1e3 * found.step_s:.0f} against {1e3 * other.step_s:.0f} ms, collectives "
-            f"{found.collective_share:.0%} and {other.collective_share:.0%} of it"
+            f"{_exchange(found)} and {_exchange(other)} of it"
         )
     found = reckoned(run)
     predicted = found.power_w if one.quantity == "power_w" else found.energy_per_token_j
     if one.quantity == "energy_per_token_ratio":
         predicted /= reckoned(replace(run, shards=8)).energy_per_token_j
     return predicted, (
-        f"{found.gpu_w:.0f} W a GPU: collectives {found.collective_share:.0%} of the time, memory "
+        f"{found.gpu_w:.0f} W a GPU: collectives {_exchange(found)} of the time, memory "
         f"{found.memory_share:.0%}"
     )
 

@@ -46,6 +46,7 @@ _NAMES: dict[Quantity, tuple[str, str]] = {
     "energy_change_percent": ("energy against 250 W", "%"),
     "token_rate_change_percent": ("token rate against 250 W", "%"),
     "memory_activity_percent": ("time in which memory is busy", "%"),
+    "memory_activity_max_percent": ("time in which memory is busy", "%"),
     "sm_utilisation_percent": ("time in which a kernel runs", "%"),
     "power_w": ("power of all GPUs", "W"),
     "energy_per_token_j": ("energy per output token", "J"),
@@ -104,10 +105,16 @@ def _positions_of(section: str) -> str:
         return "T = prompt + length of each row, as a plan has it."
     if section == "Table III":
         return f"T = {CACHE_TOKENS}."
-    return (
+    both = (
         f"T = {CACHE_TOKENS}, in the deviations too; beside it T = longest prompt + length, "
         "as a study without `cache_tokens` has it."
     )
+    if section == "Tables IV and V":
+        return (
+            f"{both} Predicted are means over the window. Of memory Table IV prints a **maximum**, so that "
+            "its mean may be well below; Table V does not say which of the two it prints."
+        )
+    return both
 
 
 def _cells(row: CheckRow) -> list[str]:
@@ -152,8 +159,11 @@ def _signed(value: float) -> str:
 
 
 def _range(one: Published) -> str:
+    """What is published, as it is printed; a maximum is called one."""
     if one.high == float("inf"):
         return f"above {one.low:g}"
+    if one.quantity == "memory_activity_max_percent":
+        return f"{one.value:g} (maximum)"
     return f"{one.low:g} to {one.high:g}" if one.is_range else f"{one.value:g}"
 
 
@@ -251,8 +261,8 @@ def _weights_of_network(lengths: Mapping[str, TokenLengths]) -> str:
         *((f"bandwidth {share:g}", replace(usual, bandwidth=share), SITE) for share in (0.7, 0.9)),
     ]
     tables = ("Table IV", "Table V")
-    printed = [one for name in tables for one in published(name, "memory_activity_percent")]
-    printed = [one for one in printed if one.length == 256]
+    printed = [one for name in tables for one in published(name) if one.length == 256]
+    printed = [one for one in printed if one.quantity != "sm_utilisation_percent"]
     (ratio,) = (one for one in published("findings", "throughput_ratio") if one.model == "llama-65b")
     lines = [["published", *map(_range, printed), _range(ratio)]]
     for name, factors, site in variants:

@@ -22,7 +22,10 @@ _SECTION_AXES = ("model", "gpu", "engine", "precision")
 _LINE_AXES = ("shards", "batch", "length", "dataset", "cap")
 
 #: Columns that follow from others: what is not known of them goes without saying.
-_PARTS = frozenset({"prefill", "walk", "decode", "rate"})
+_PARTS = frozenset({"prefill", "walk", "decode", "rate", "longest"})
+
+#: Heads up to this rank are what a study is planned by.
+MAIN_RANK = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,8 @@ class Head:
     Attributes:
         name: what they are.
         unit: empty for counts.
-        rank: from 1; where there is no room for all, those of the highest ranks are left out.
+        rank: from 1; where there is no room for all, those of the highest ranks are left out, and those up to
+            MAIN_RANK last.
     """
 
     name: str
@@ -148,6 +152,7 @@ def view(plan: Plan) -> View:
     axes = [axis for axis in _LINE_AXES if axis in varied]
     grouped = [_lines(rows, axes, values["dataset"]) for rows in _sections(plan.rows)]
     columns, unknown = _columns(plan)
+    has_longest = any(one.name == "longest" for one in columns)
     firsts = [same[0] for lines in grouped for same in lines]
     texts = zip(*(in_line([column.text(row) for row in firsts]) for column in columns), strict=True)
     repeats = "repeat" in varied
@@ -173,7 +178,7 @@ def view(plan: Plan) -> View:
         heads=[column.head for column in columns],
         sections=sections,
         sums=_sums(plan),
-        remarks=sentences.remarks(plan, unknown),
+        remarks=sentences.remarks(plan, unknown, explains_longest=has_longest),
         notes=sentences.notes(plan.rows),
     )
 
@@ -231,25 +236,33 @@ def _columns(plan: Plan) -> tuple[list[_Column], list[str]]:
     energy = energy_unit(_middle("energy_j", plan.rows))
     uses_gpus = any(row.forecast.gpus_held for row in plan.rows)
     uses_nodes = any(row.forecast.nodes > 1 for row in plan.rows)
+    can_be_longer = _can_be_longer(plan.rows)
     columns = [
-        *([_Column("nodes", "nodes", Unit(""), 4)] if uses_nodes else []),
+        *([_Column("nodes", "nodes", Unit(""), 2)] if uses_nodes else []),
         _Column("needed", "needed_gib", Unit("GiB"), 1),
-        _Column("prefill", "prefill_s", time, 13),
-        _Column("walk", "walk_s", time, 14),
-        _Column("decode", "decode_s", time, 12),
-        _Column("window", "duration_s", time, 2),
-        _Column("job", "job_duration_s", time, 9),
+        _Column("prefill", "prefill_s", time, 14),
+        _Column("walk", "walk_s", time, 15),
+        _Column("decode", "decode_s", time, 13),
+        _Column("window", "duration_s", time, 8),
+        _Column("job", "allocation_duration_s", time, 3),
+        *([_Column("longest", "longest_job_s", time, 9)] if can_be_longer else []),
         _Column("power", "power_w", Unit("W"), 5),
-        _Column("energy", "energy_j", energy, 3),
+        _Column("energy", "energy_j", energy, 4),
         _Column("energy", "energy_per_token_j", Unit("J/token"), 6),
-        _Column("rate", "tokens_per_s", Unit("token/s"), 11),
+        _Column("rate", "tokens_per_s", Unit("token/s"), 12),
         *([_Column("GPUs", "gpu_hours", Unit("h"), 7)] if uses_gpus else []),
-        _Column("cost", "cost", Unit(plan.currency or ""), 8),
-        _Column("carbon", "carbon_kg", Unit("kgCO2e"), 10),
+        _Column("cost", "cost", Unit(plan.currency or ""), 10),
+        _Column("carbon", "carbon_kg", Unit("kgCO2e"), 11),
     ]
     known = [one for one in columns if any(one.number(row) is not None for row in plan.rows)]
     names = {one.name for one in known}
     return known, list(dict.fromkeys(one.name for one in columns if one.name not in {*names, *_PARTS}))
+
+
+def _can_be_longer(rows: Iterable[PlanRow]) -> bool:
+    """Whether a job takes longer, in the digits shown, if none of its responses ends by itself."""
+    times = ((row.forecast.longest_job_s, row.forecast.allocation_duration_s) for row in rows if row.runs)
+    return any(longest and job and rounded(longest) != rounded(job) for longest, job in times)
 
 
 def _middle(column: str, rows: Iterable[PlanRow]) -> float:
@@ -266,21 +279,21 @@ def _sums(plan: Plan) -> Sums:
         (number, block.name) for number, block in enumerate(plan.blocks, start=1) if block in parts
     ]
     names.append((None, "together, each cell once" if parts else "together"))
-    time = time_unit(plan.total.sums["job_duration_s"].value or 0.0)
+    time = time_unit(plan.total.sums["allocation_duration_s"].value or 0.0)
     energy = energy_unit(plan.total.sums["energy_j"].value or 0.0)
     columns = [
-        ("jobs", "job_duration_s", time, 7),
+        ("jobs", "allocation_duration_s", time, 4),
         ("GPUs", "gpu_hours", Unit("h"), 2),
         ("nodes", "node_hours", Unit("h"), 8),
         ("energy", "energy_j", energy, 3),
-        ("cost", "cost", Unit(plan.currency or ""), 5),
-        ("carbon", "carbon_kg", Unit("kgCO2e"), 6),
+        ("cost", "cost", Unit(plan.currency or ""), 6),
+        ("carbon", "carbon_kg", Unit("kgCO2e"), 7),
     ]
     shown = {column for column, found in plan.total.sums.items() if found.value is not None}
     if not plan.total.sums["gpu_hours"].value:
         shown -= {"gpu_hours"}  # processors alone
     known = [one for one in columns if one[1] in shown]
-    heads = [Head("cells", "", 1), *([Head("left out", "", 4)] if plan.total.left_out else [])]
+    heads = [Head("cells", "", 1), *([Head("left out", "", 5)] if plan.total.left_out else [])]
     heads += [Head(name, unit.name, rank) for name, _, unit, rank in known]
     table = [in_line([f"{line.cells:,}" for line in lines])]
     if plan.total.left_out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -132,8 +133,9 @@ class Allocation:
         if job is None or job.std_out is None:
             return
         link = folder / f"slurm-{self.job_id}.log"
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(job.std_out, folder))
+        with contextlib.suppress(OSError):  # another start of the job may have made it just now
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(job.std_out, folder))
 
     def _learn(self, job: SlurmJob | None) -> None:
         """Keep the job's time limit; what was known before, where Slurm does not answer."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
 import sys
 import traceback
+from collections import deque
 from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from shardwatt.attempts import Attempt, Failure
 from shardwatt.errors import CellFailure, Reason, RecordError, ShardwattError, storage_failure
 from shardwatt.layout import CellPaths
+from shardwatt.leftovers import read_attempt
 from shardwatt.recordfiles import write
 from shardwatt.records import CellRecord, Outcome
-from shardwatt.run.endings import tail
+from shardwatt.run.endings import TAIL_LINES
+from shardwatt.run.ranklog import said_by_rank
 from shardwatt.run.signals import EndingSignals
 from shardwatt.run.workfolder import WorkFolder, remove_abandoned
 
@@ -32,7 +37,8 @@ class OpenAttempt:
         paths: where the cell lies.
         job_id: Slurm's, or one made of time and process.
         node: this host.
-        started_at: UTC.
+        started_at: UTC; tells this start from another of the same job.
+        works_since: UTC; the same, unless it had to wait for the machine.
         outcome: how it ended, unless something is raised.
         reason: the same in words.
         partial: where responses of finished batches were put aside, if any were.
@@ -41,7 +47,7 @@ class OpenAttempt:
 
     def __init__(self, paths: CellPaths, constants_hash: str, signals: EndingSignals) -> None:
         self.paths = paths
-        self.started_at = datetime.now(UTC)
+        self.started_at = self.works_since = datetime.now(UTC)
         self.node = platform.node()
         self.job_id = os.environ.get("SLURM_JOB_ID") or (
             f"local-{self.started_at:%Y%m%dT%H%M%S}-{os.getpid()}"
@@ -52,7 +58,7 @@ class OpenAttempt:
         self._constants_hash = constants_hash
         self._signals = signals
         self._folder: WorkFolder | None = None
-        self._log: logging.Handler | None = None
+        self._log: _Log | None = None
 
     @property
     def work(self) -> Path:
@@ -66,9 +72,7 @@ class OpenAttempt:
             OSError: logs/ or results/ cannot be written.
         """
         self.paths.logs.mkdir(parents=True, exist_ok=True)
-        # Appended: two supervisors of one cell must not empty each other's log.
-        self._log = logging.FileHandler(self.paths.supervisor_log, mode="a", encoding="utf-8")
-        self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._log = _Log(self.paths.supervisor_log)
         logging.getLogger("shardwatt").addHandler(self._log)
         log.info("cell %s, job %s on %s", self.paths.cell.path, self.job_id, self.node)
         self._write_attempt(ended=False)
@@ -107,6 +111,12 @@ class OpenAttempt:
             log.error("failed: %s: %s", failure.reason, failure.message)
             self.outcome, self.reason = Outcome.FAILED, str(failure.reason)
         try:
+            # Somebody may have tidied them away.
+            self.paths.logs.mkdir(parents=True, exist_ok=True)
+            other = read_attempt(self.paths.attempt(self.job_id))
+            if other is not None and other.started_at != self.started_at:
+                log.warning("job %s was started again; what became of this start is not kept", self.job_id)
+                return failure
             if failure is not None:
                 self._write_failure(failure)
             self._write_attempt(ended=True)
@@ -129,8 +139,9 @@ class OpenAttempt:
 
     def _write_failure(self, failure: CellFailure) -> None:
         source = self.paths.supervisor_log
-        if failure.rank is not None and self.paths.rank_log(failure.rank).is_file():
-            source = self.paths.rank_log(failure.rank)
+        lines = list(self._log.last) if self._log is not None else []
+        if failure.rank is not None and (said := said_by_rank(self.paths.rank_log(failure.rank), self.work)):
+            source, lines = self.paths.rank_log(failure.rank), said.splitlines()
         record = Failure(
             study=self.paths.study,
             cell=CellRecord.of(self.paths.cell),
@@ -144,10 +155,37 @@ class OpenAttempt:
             started_at=self.started_at,
             ended_at=datetime.now(UTC),
             log=str(source.relative_to(self.paths.base)),
-            log_tail=tail(source),
+            log_tail=lines[-TAIL_LINES:],
             partial=str(self.partial.relative_to(self.paths.base)) if self.partial else None,
         )
         write(record, self.paths.failure)
+
+
+class _Log(WatchedFileHandler):
+    """The supervisor's log, which other starts of the cell append to.
+
+    Snakemake removes it when it begins one: then it is made anew. What cannot be written is let go.
+
+    Attributes:
+        last: the last lines of this start, whoever else writes into the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, mode="a", encoding="utf-8")
+        self.last: deque[str] = deque(maxlen=TAIL_LINES)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.last.extend(self.format(record).splitlines())
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's)
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def _as_failure(problem: BaseException) -> CellFailure:

@@ -17,7 +17,8 @@ from shardwatt.layout import CELL_FILES, CellPaths
 from shardwatt.recordfiles import read
 from shardwatt.records import Inputs, Record
 
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+#: What a file system says that has no locks.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,13 @@ def alone(lock: Path) -> Iterator[None]:
 
     On a file system without locks it goes on without one.
     """
+    # Who tidied the logs away while the cell ran has not asked for its result to be lost.
+    lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError as problem:
-            if problem.errno not in _NO_LOCKS:
+            if problem.errno not in NO_LOCKS:
                 raise
             log.warning("%s: the file system has no locks; going on without", lock)
         yield
@@ -60,7 +63,9 @@ def alone(lock: Path) -> Iterator[None]:
 def put_in_place(work: Path, results: Path) -> None:
     """Move a cell's four files from its work folder to where they belong.
 
-    `result.json` goes first and comes last: where it stands, the others do, and they are its own.
+    `result.json` goes first and comes last: where it stands, the others do, and they are its own. It does not
+    go before all four are in the folder, under hidden names: another start of the same job, or the command
+    that found this one lost, may have removed the work folder.
 
     Raises:
         OSError: a file cannot be flushed or renamed; without `result.json` nothing is taken for whole.
@@ -68,13 +73,23 @@ def put_in_place(work: Path, results: Path) -> None:
     *tables, record = CELL_FILES
     results.mkdir(parents=True, exist_ok=True)
     for name in CELL_FILES:
+        # Of an attempt that was killed in the midst of this: nobody else is here.
+        for left in results.glob(f".{name}.*"):
+            left.unlink(missing_ok=True)
         _flush(work / name)
-    (results / record).unlink(missing_ok=True)
-    for name in tables:
-        (work / name).replace(results / name)
-    _flush_folder(results)
-    (work / record).replace(results / record)
-    _flush_folder(results)
+    hidden = {name: results / f".{name}.{work.name}" for name in CELL_FILES}
+    try:
+        for name in CELL_FILES:
+            (work / name).replace(hidden[name])
+        (results / record).unlink(missing_ok=True)
+        for name in tables:
+            hidden[name].replace(results / name)
+        _flush_folder(results)
+        hidden[record].replace(results / record)
+        _flush_folder(results)
+    finally:
+        for path in hidden.values():
+            path.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from shardwatt.attempts import Attempt, Failure
 from shardwatt.cell import Cell
 from shardwatt.errors import Reason, RecordError, SlurmError
-from shardwatt.layout import CellPaths
+from shardwatt.layout import CellPaths, work_folders
 from shardwatt.leftovers import attempts_of, read_attempt
 from shardwatt.recordfiles import read, write
 from shardwatt.records import CellRecord, Outcome
-from shardwatt.run.workfolder import remove_of_job
+from shardwatt.run.workfolder import is_worked_in, jobs_with_folders, remove_of_job
 from shardwatt.slurm import available, dead_nodes, find_job, is_job_id, jobs_here
 from shardwatt.slurmjob import SlurmJob, reason_of
 
@@ -51,7 +51,9 @@ def settle(
     """Write the ends of attempts down whose Slurm jobs are over; see a cancellation's true cause.
 
     Cells that have a record are left alone, and so are attempts that go on, that were made without Slurm,
-    or that Slurm cannot be asked about here and now: then the log says so.
+    or that Slurm cannot be asked about here and now: then the log says so. An attempt whose work folder
+    changes goes on, though Slurm here may not know its job: that is another cluster's. Of attempts that told
+    their end, and were killed before they had tidied up, the work folders are removed.
 
     Args:
         base: the folder that holds results/ and logs/.
@@ -62,24 +64,33 @@ def settle(
         but: number of a job whose attempts are left alone, e.g. one's own.
     """
     without = [path for cell in cells if not (path := CellPaths(base, study, cell)).record.exists()]
-    opened = [
+    in_slurm = [
         (paths, attempt)
         for paths in without
         for attempt in attempts_of(paths)
-        if attempt.ended_at is None
-        and is_job_id(attempt.job_id)
+        if is_job_id(attempt.job_id)
         and attempt.job_id != but
         # Sites may hide other users' jobs: not to be known is no end of those.
         and _is_own(paths.attempt(attempt.job_id))
     ]
+    opened = [(paths, attempt) for paths, attempt in in_slurm if attempt.ended_at is None]
+    untidy = jobs_with_folders(work_folders(base, study))
+    ended = {
+        attempt.job_id: paths
+        for paths, attempt in in_slurm
+        if attempt.ended_at is not None and attempt.job_id in untidy
+    }
     cancelled = [(paths, failure) for paths in without if (failure := _doubtful(paths)) is not None]
-    if not (opened or cancelled) or not available():
+    if not (opened or ended or cancelled) or not available():
         return
     try:
         go_on = {job.job_id for job in (jobs_here(base) if jobs is None else jobs)}
         for paths, attempt in opened:
             if attempt.job_id not in go_on:
                 _end(paths, attempt, constants_hash)
+        for job_id, paths in ended.items():
+            if job_id not in go_on and not _goes_on(paths, job_id, _own_job(paths, job_id)):
+                remove_of_job(paths.work(job_id).parent, job_id)
         for paths, failure in cancelled:
             if failure.job_id not in go_on:
                 _refine(paths, failure)
@@ -89,7 +100,7 @@ def settle(
 
 def _end(paths: CellPaths, attempt: Attempt, constants_hash: str) -> None:
     job = _own_job(paths, attempt.job_id)
-    if job is not None and not job.is_over:
+    if _goes_on(paths, attempt.job_id, job):
         return
     now = datetime.now(UTC)
     ended_at = job.end_time.astimezone(UTC) if job and job.end_time else now
@@ -143,10 +154,28 @@ def _refine(paths: CellPaths, failure: Failure) -> None:
         write(attempt.model_copy(update={"reason": str(known[0])}), paths.attempt(failure.job_id))
 
 
+def _goes_on(paths: CellPaths, job_id: str, job: SlurmJob | None) -> bool:
+    """Whether a job may still be at work, by what Slurm here says of it, if it knows it at all."""
+    if job is not None:
+        return not job.is_over
+    if not is_worked_in(paths.work(job_id).parent, job_id):
+        return False
+    log.info(
+        "job %s of %s is not known to Slurm here, and its work folder changes: another cluster's; left alone",
+        job_id,
+        paths.cell.path,
+    )
+    return True
+
+
 def _own_job(paths: CellPaths, job_id: str) -> SlurmJob | None:
-    """The job of this number, if it worked in this folder: a new cluster begins again with 1."""
+    """The job of this number, if it worked in this folder: a new cluster begins again with 1.
+
+    One that is not over may be it whatever its folder: a mount point has other names on other nodes. Where it
+    is another's, its end is awaited in vain, and no harm done.
+    """
     job = find_job(job_id)
-    if job is None or not job.work_dir:
+    if job is None or not job.is_over or not job.work_dir:
         return job
     return job if os.path.realpath(job.work_dir) == os.path.realpath(paths.base) else None
 

@@ -124,9 +124,7 @@ class Measurement:
         job, work = self._job, self._attempt.work
         # Too few GPUs are told before anything starts.
         own_devices(job.gpu_type, job.shape.ranks_per_node, os.environ)
-        logs, sampler_log = self._attempt.paths.logs, self._attempt.paths.sampler_log
-        for stale in (*logs.glob("rank-*.log"), sampler_log):
-            stale.unlink(missing_ok=True)
+        sampler_log = self._attempt.paths.sampler_log
         words = sampler_words(job, work)
         left_s = self._allocation.left_s() if self._allocation is not None else None
         with (
@@ -240,7 +238,7 @@ class Measurement:
             attempt.work,
             job_id=attempt.job_id,
             node=attempt.node,
-            started_at=attempt.started_at,
+            started_at=attempt.works_since,
             report=report if simulation is None else simulation.report(report),
             ends=course.ends,
             measured=Measured(

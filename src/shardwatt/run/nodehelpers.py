@@ -134,10 +134,12 @@ class NodeHelpers(ABC):
             raise self._failure(self._step, f"ended by itself with exit code {code}", code, None)
 
     def _failure(self, step: Step, how: str, code: int | None, node: str | None) -> CellFailure:
-        said = own_words(step.said())
         if code == EXIT_CONFIGURATION:
-            what = f"a node is not ready for its {self._kind.purpose}: {said}"
+            # srun may tell of an end before the last words that came with it: at its own all are there.
+            step.end(self._kind.end_timeout_s)
+            what = f"a node is not ready for its {self._kind.purpose}: {own_words(step.said())}"
             return CellFailure(Reason.CONFIGURATION, what, node=node)
+        said = own_words(step.said())
         return cannot_write(self._work) or CellFailure(
             self._kind.lost,
             f"the {self._kind.name} {how}, {self._kind.loss}; see {self._log}"

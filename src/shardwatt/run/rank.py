@@ -34,6 +34,7 @@ from shardwatt.run.exchange import (
     rank_start_file,
 )
 from shardwatt.run.place import Place, own_place, see_devices
+from shardwatt.run.ranklog import redirect_output, say
 from shardwatt.run.simulated import run_simulated
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def main(session_folder: str) -> None:
     see_devices(spec.visible_devices, os.environ)
     place = own_place(spec.ranks_per_node)
     node = platform.node()
-    _redirect_output(spec.log_folder / f"rank-{place.rank}.log")
+    redirect_output(spec.log_folder / f"rank-{place.rank}.log", work)
     # A crash in a library leaves its stack in the log.
     faulthandler.enable()
     cells = Cells(session, work, spec, place, node)
@@ -74,8 +75,9 @@ def main(session_folder: str) -> None:
     _follow_supervisor(spec, place, cells)
     while cells.run():
         pass
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     # Not through torch's clean-up, which may wait for ranks that are gone.
     os._exit(cells.exit_code)
 
@@ -124,7 +126,7 @@ class Cells:
             time.sleep(_POLL_S)
         self._work = read(NextCell, path).work
         self._spec = read(JobSpec, self._work / JOB_FILE)
-        _redirect_output(self._spec.log_folder / f"rank-{self._place.rank}.log")
+        redirect_output(self._spec.log_folder / f"rank-{self._place.rank}.log", self._work)
         self._results = []
         self.ok = self._told = False
         self.begin()
@@ -136,7 +138,7 @@ class Cells:
             # Between two cells: there is no next one.
             os._exit(0)
         self._tell(self._failed(reason=Reason.CANCELLED, message=why))
-        print(f"rank {self._place.rank}: {why}; ending", file=sys.stderr, flush=True)
+        say(f"rank {self._place.rank}: {why}; ending")
         os._exit(self.exit_code)
 
     def _tell(self, end: RankEnd) -> bool:
@@ -150,7 +152,7 @@ class Cells:
             try:
                 write(end, rank_end_file(self._work, self._place.rank))
             except OSError as problem:
-                print(f"rank {end.rank} cannot say how it ended: {problem}", file=sys.stderr)
+                say(f"rank {end.rank} cannot say how it ended: {problem}")
                 return False
             self._told = True
             return True
@@ -206,17 +208,8 @@ def _as_failure(problem: BaseException, rank: int) -> CellFailure:
         return CellFailure(Reason.HOST_OOM, message)
     if isinstance(problem, OSError) and (failure := storage_failure(problem)):
         return failure
-    traceback.print_exception(problem)
+    say("".join(traceback.format_exception(problem)))
     return CellFailure(Reason.INTERNAL_ERROR, f"{type(problem).__name__}: {problem}")
-
-
-def _redirect_output(log: Path) -> None:
-    """Send everything that this process prints, libraries included, to the rank's own log."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(descriptor, stream.fileno())
-    os.close(descriptor)
 
 
 def _follow_supervisor(spec: JobSpec, place: Place, cells: Cells) -> None:

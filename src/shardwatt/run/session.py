@@ -33,6 +33,7 @@ from shardwatt.run.gate import pass_gate
 from shardwatt.run.network import own_address
 from shardwatt.run.place import Place
 from shardwatt.run.provenance import versions
+from shardwatt.run.ranklog import say
 from shardwatt.run.staging import staged
 from shardwatt.run.tell import Teller
 
@@ -71,7 +72,7 @@ class Session:
         torch.set_num_threads(spec.threads_per_rank)
         group = self._group or self._meet(spec)
         rendezvous_s = time.time() - spec.launched_at_s
-        print(f"rank {rank} of {group.count} on {self._node}: all met after {rendezvous_s:.1f} s", flush=True)
+        say(f"rank {rank} of {group.count} on {self._node}: all met after {rendezvous_s:.1f} s")
         teller = Teller(work)
         if rank == 0:
             teller.start()
@@ -81,7 +82,7 @@ class Session:
         engine.synchronize()
         group.barrier()
         loaded_s = time.monotonic()
-        print(f"rank {rank}: loaded in {loaded_s - began_s:.1f} s", flush=True)
+        say(f"rank {rank}: loaded in {loaded_s - began_s:.1f} s")
         idle_loaded = self._idle(spec, teller)
         group.barrier()
         warm_up_s = time.monotonic()
@@ -151,10 +152,9 @@ class Session:
         devices = own_devices(spec.gpu_type, spec.ranks_per_node, os.environ)
         self._device = _device(spec, self._place, devices)
         address = own_address(spec.nodes, spec.network_interface)
-        print(
+        say(
             f"rank {self._place.rank} on {self._node}: GPU {self._place.device or '-'}, "
-            f"address {address.host}, interface {address.interface}",
-            flush=True,
+            f"address {address.host}, interface {address.interface}"
         )
         self._group = join(
             self._folder,

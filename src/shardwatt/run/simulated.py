@@ -20,6 +20,7 @@ from shardwatt.run.baseline import left_alone
 from shardwatt.run.exchange import RUN_FILE, Acting, JobSpec, RankEnd, RunReport, rank_start_file
 from shardwatt.run.place import Place
 from shardwatt.run.provenance import versions
+from shardwatt.run.ranklog import say
 from shardwatt.run.tell import Teller
 
 #: Time in s from when rank 0 opens the window until it is open: by then every rank has seen that.
@@ -63,7 +64,7 @@ def run_simulated(spec: JobSpec, acting: Acting, work: Path, place: Place, node:
         teller.start()
         _await_all(work, spec.cell.shards)
         rendezvous_s = time.time() - spec.launched_at_s
-        print(f"all {spec.cell.shards} ranks are there after {rendezvous_s:.1f} s", flush=True)
+        say(f"all {spec.cell.shards} ranks are there after {rendezvous_s:.1f} s")
         if spec.idle is not None:
             teller.begin("idle")
             idle_loaded = left_alone(*spec.idle, look=lambda: None)

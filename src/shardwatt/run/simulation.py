@@ -14,8 +14,9 @@ from shardwatt.errors import CellFailure, Reason
 from shardwatt.jobshape import JobShape
 from shardwatt.models import find_architecture
 from shardwatt.modelwork import PhaseName
+from shardwatt.plan.cellforecast import CellForecast
 from shardwatt.plan.device import device_of
-from shardwatt.plan.forecast import CellForecast, Forecaster
+from shardwatt.plan.forecast import Forecaster
 from shardwatt.plan.leftout import left_out
 from shardwatt.plan.lengths import Lengths
 from shardwatt.plan.rehearsal import played

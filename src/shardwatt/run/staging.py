@@ -6,9 +6,8 @@ import fcntl
 import hashlib
 import os
 import shutil
-import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,10 @@ from shardwatt.checkpoints import INDEX_FILE
 from shardwatt.errors import CellFailure, Reason
 from shardwatt.models import Checkpoint
 from shardwatt.rankfiles import files_of_rank
+from shardwatt.run.privatefolder import PRIVATE, private_folder
 from shardwatt.units import size_words
 
 _CHUNK_BYTES = 4 * 2**20
-
-#: Permissions of a folder that its owner alone may look into.
-_PRIVATE = 0o700
 
 
 def staged(
@@ -52,13 +49,9 @@ def staged(
             an original changed while it was copied.
     """
     source = checkpoint.folder.resolve()
-    mine = folder / f"shardwatt-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        mine.mkdir(mode=_PRIVATE)
-    _expect_private(mine)
+    mine = private_folder(folder, "change the site's `staging`")
     own = mine / f"{source.name}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:16]}"
-    own.mkdir(mode=_PRIVATE, exist_ok=True)
+    own.mkdir(mode=PRIVATE, exist_ok=True)
     copied = files_of_rank(checkpoint, architecture, rank, ranks)
     for name in copied:
         _copy(source / name, own / name)
@@ -66,24 +59,6 @@ def staged(
         if name not in copied and (source / name).is_file():
             _link(source / name, own / name)
     return replace(checkpoint, folder=own)
-
-
-def _expect_private(folder: Path) -> None:
-    """Nobody else may put anything into a folder, or another in its place."""
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        problem = "is no folder, or a link to one"
-    elif found.st_uid != os.getuid():
-        problem = "belongs to another user"
-    elif stat.S_IMODE(found.st_mode) & 0o077:
-        problem = f"is open to others (mode {stat.S_IMODE(found.st_mode):04o})"
-    else:
-        return
-    raise CellFailure(
-        Reason.STORAGE,
-        f"{folder} {problem}; expected a folder of your own that nobody else can enter: remove it on this "
-        "node, or change the site's `staging`",
-    )
 
 
 def _copy(original: Path, copy: Path) -> None:

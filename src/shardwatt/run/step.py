@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import subprocess
@@ -34,7 +35,9 @@ class Step:
     """
 
     def __init__(self, words: Sequence[str], log: Path) -> None:
-        self._output = _own_file(log)
+        self._output = own_file(log)
+        self._said = b""
+        self._by_itself: bool | None = None
         try:
             self._process = subprocess.Popen(
                 words,
@@ -58,18 +61,28 @@ class Step:
         return self._process.poll()
 
     def said(self) -> str:
-        """All that it and its tasks printed."""
+        """All that it and its tasks printed; what was known before, where the log is lost."""
         if not self._output.closed:
             descriptor = self._output.fileno()
-            # By its position: the program writes at the one that belongs to the open file.
-            self._said = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+            # A network file system may take it away: that ends no cell, least of all one that is measured.
+            with contextlib.suppress(OSError):
+                # By its position: the program writes at the one that belongs to the open file.
+                self._said = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
         return self._said.decode(errors="replace").strip()
 
     def end(self, ask_s: float) -> bool:
-        """End it: close its standard input, wait for so long, then kill it; whether it ended by itself."""
-        by_itself = self._end(ask_s)
-        self.said()
-        self._output.close()
+        """End it: close its standard input, wait for so long, then kill it; whether it ended by itself.
+
+        Asked again, it says what it said first.
+        """
+        if self._by_itself is not None:
+            return self._by_itself
+        by_itself = self._by_itself = self._end(ask_s)
+        try:
+            self.said()
+        finally:
+            with contextlib.suppress(OSError):
+                self._output.close()
         return by_itself
 
     def _end(self, ask_s: float) -> bool:
@@ -90,9 +103,13 @@ class Step:
         return False
 
 
-def _own_file(log: Path) -> BinaryIO:
-    """A new file in the place of `log`: another supervisor of the same cell may clear that away, or begin its
-    own there, and neither is to hear the other's program."""
+def own_file(log: Path) -> BinaryIO:
+    """A new file in the place of `log`: another supervisor of the same cell may begin its own there, and
+    neither is to hear the other's program.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     new = log.with_name(f".{log.name}.{secrets.token_hex(8)}")
     stream = new.open("x+b")
     try:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from shardwatt.cell import Cell
@@ -23,6 +24,7 @@ from shardwatt.run.job import plan_job
 from shardwatt.run.measure import Carried, Measurement
 from shardwatt.run.retry import refuse_hopeless
 from shardwatt.run.signals import Ended, EndingSignals
+from shardwatt.run.turn import Turn
 from shardwatt.run.workfolder import remove_of_job
 from shardwatt.site import Site
 from shardwatt.study import Study
@@ -72,11 +74,11 @@ def supervise(place: Place, cells: Sequence[Cell], *, number: int = 1) -> None:
         # left is nobody's, and what still runs of that on a node that was cut off has no place to write.
         remove_of_job(session.parent, number_in_slurm)
     carried = Carried()
-    with EndingSignals() as signals, Crew(session) as crew:
+    with EndingSignals() as signals, Turn() as turn, Crew(session) as crew:
         for cell in cells:
             signals.release()
             try:
-                _run_cell(place, cell, crew, signals, carried, number=number, more=len(cells) > 1)
+                _run_cell(place, cell, crew, signals, turn, carried, number=number, more=len(cells) > 1)
             except CellFailure as failure:
                 # Ranks that took part in it have ended; others keep the model for the next cell.
                 failed.append(failure)
@@ -93,6 +95,7 @@ def _run_cell(
     cell: Cell,
     crew: Crew,
     signals: EndingSignals,
+    turn: Turn,
     carried: Carried,
     *,
     number: int,
@@ -108,6 +111,8 @@ def _run_cell(
         if place.site.launcher == "slurm":
             allocation = Allocation.current(place.site.stop_before_limit_s)
             allocation.link_log(paths.logs)
+        elif turn.take(_holder(place, cell), signals.check):
+            attempt.works_since = datetime.now(UTC)
         job = plan_job(place.root, place.name, place.study, place.site, cell)
         if valid_record(paths, constants_hash, job.inputs):
             log.info("a valid result is there already; leaving it as it is")
@@ -137,6 +142,10 @@ def _run_cell(
                 signals.hold()
                 put_in_place(attempt.work, paths.results)
         log.info("finished: %s", attempt.outcome)
+
+
+def _holder(place: Place, cell: Cell) -> str:
+    return f"process {os.getpid()}, which runs {cell.path} of study {place.name} in {place.base}"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from shardwatt.attempts import Claim
 from shardwatt.cell import AXES, Cell
 from shardwatt.checkpoints import ModelError
 from shardwatt.engines import ENGINES
-from shardwatt.layout import claim_file
+from shardwatt.errors import NoAnswerError, SlurmError
+from shardwatt.layout import claim_file, claims
+from shardwatt.leftovers import comment_together, new_token, number_claim
 from shardwatt.models import find_checkpoint
-from shardwatt.plan.forecast import CellForecast
+from shardwatt.plan.cellforecast import CellForecast
 from shardwatt.recordfiles import write
 from shardwatt.resources import cell_resources
 from shardwatt.site import Site
@@ -58,10 +60,17 @@ class SharedJob:
     runtime_min: int
     forecast: CellForecast | None = None
 
-    def sbatch_words(self, site: Site, study: str, log_folder: Path) -> list[str]:
-        """The words that submit it; the script comes through standard input."""
+    def sbatch_words(self, site: Site, study: str, log_folder: Path, token: str | None = None) -> list[str]:
+        """The words that submit it; the script comes through standard input.
+
+        Args:
+            site: where it runs.
+            study: the study's name.
+            log_folder: for Slurm's log of it.
+            token: of its claim; None: it has none.
+        """
         resources = cell_resources(site, self.cells[0], 1, self.forecast)
-        comment = f"shardwatt run-together {study}"
+        comment = comment_together(study, token)
         if {cell.cap for cell in self.cells} == {self.cells[0].cap} and self.cells[0].cap != "none":
             # Where Slurm's Prolog sets power limits, it finds the cap here.
             comment += f" cap={self.cells[0].cap}"
@@ -210,20 +219,56 @@ def _filled(pieces: Iterable[Sequence[Cell]], minutes: Mapping[Cell, int], most:
     return jobs
 
 
-def submit_together(base: Path, site: Site, study: str, python: str, job: SharedJob) -> str:
-    """Submit a job of several cells, and note which: a run of Snakemake then waits for them.
+def submit_together(
+    base: Path,
+    site: Site,
+    study: str,
+    python: str,
+    jobs: Iterable[SharedJob],
+    make_sure: Callable[[], None] = lambda: None,
+) -> Iterator[str]:
+    """Submit jobs of several cells: a run of Snakemake then waits for them.
 
-    Returns:
-        Slurm's number of the job.
+    Which cells they run is noted of all of them before the first is submitted. If it is not known in the end
+    whether a job was submitted, its note stays, and nothing is submitted before that is found out
+    (leftovers.check_claims).
+
+    Args:
+        base: the folder in which Snakemake runs.
+        site: where they run.
+        study: the study's name.
+        python: the interpreter.
+        jobs: which.
+        make_sure: called when all is noted and nothing submitted; raises what is against it.
+
+    Yields:
+        Slurm's number of each job.
 
     Raises:
+        NoAnswerError: whether the job is in the queue is not known.
         SlurmError: sbatch is not there, or refuses.
         OSError: the logs cannot be written.
     """
     log_folder = base / "logs" / "slurm" / "together"
     log_folder.mkdir(parents=True, exist_ok=True)
-    number = submit(job.sbatch_words(site, study, log_folder), job.script(python, study), base)
-    path = claim_file(base, study, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(Claim(job_id=number, cells=[cell.path for cell in job.cells]), path)
-    return number
+    claims(base, study).mkdir(parents=True, exist_ok=True)
+    unsent: list[tuple[SharedJob, Claim]] = []
+    try:
+        for job in jobs:
+            unsent.append((job, Claim(job_id=new_token(), cells=[cell.path for cell in job.cells])))
+            write(unsent[-1][1], claim_file(base, study, unsent[-1][1].job_id))
+        make_sure()
+        while unsent:
+            job, claim = unsent.pop(0)
+            words = job.sbatch_words(site, study, log_folder, claim.job_id)
+            try:
+                number = submit(words, job.script(python, study), base)
+            except SlurmError as problem:
+                if not isinstance(problem, NoAnswerError):
+                    unsent.append((job, claim))
+                raise
+            number_claim(base, study, claim, number)
+            yield number
+    finally:
+        for _, claim in unsent:
+            claim_file(base, study, claim.job_id).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from shardwatt.layout import listed
 from shardwatt.recordfiles import read
 from shardwatt.run.exchange import RankEnd, RankStart, rank_end_file, rank_start_file
 from shardwatt.run.launch import RankExit, RankGroup
+from shardwatt.run.ranklog import said_by_rank
 from shardwatt.run.step import own_words
 from shardwatt.run.workfolder import cannot_write
 
@@ -171,7 +172,8 @@ def _silent_death(work: Path, logs: Path, silent: dict[int, RankExit], said: str
             rank=rank,
             exit_code=known.exit_code,
         )
-    if _gave_up_waiting(logs / f"rank-{rank}.log"):
+    # It takes the process down, and raises nothing in the rank itself.
+    if _WATCHDOG in said_by_rank(logs / f"rank-{rank}.log", work):
         return CellFailure(
             Reason.COLLECTIVE_TIMEOUT,
             f"{where}: another rank did not answer in time, and NCCL's watchdog ended it; see the other "
@@ -189,14 +191,6 @@ def _silent_death(work: Path, logs: Path, silent: dict[int, RankExit], said: str
         rank=rank,
         exit_code=known.exit_code,
     )
-
-
-def _gave_up_waiting(log: Path) -> bool:
-    """Whether NCCL's watchdog took the process down: it raises nothing in the rank itself."""
-    try:
-        return _WATCHDOG in log.read_text(errors="replace")
-    except OSError:
-        return False
 
 
 def _how(exit_code: int | None) -> str:

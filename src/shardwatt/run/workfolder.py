@@ -3,19 +3,59 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import platform
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import IO
 
-from shardwatt.errors import CellFailure, storage_failure
+from pydantic import ValidationError
 
-#: Says on which node the attempt runs; locked for as long as its supervisor lives.
+from shardwatt.errors import CellFailure, storage_failure
+from shardwatt.layout import listed
+from shardwatt.power.limits.lease import boot_id
+from shardwatt.power.process import is_gone, own_space, start_ticks
+from shardwatt.recordfiles import RecordModel
+
+#: Says whose the folder is; locked for as long as its supervisor lives.
 OWNER_FILE = "owner"
+
+#: Time in s without a change in a folder after which nobody works there: samplers write every second.
+_SILENT_S = 600.0
 
 #: Bytes written to find out whether the disk is full.
 _PROBE_BYTES = 64 * 1024
+
+
+class Owner(RecordModel):
+    """The supervisor of an attempt, told apart from any other for certain."""
+
+    node: str
+    boot_id: str
+    """The node's start: another host of the same name has another."""
+    pid: int
+    started_ticks: int | None
+    pid_space: int
+
+    @classmethod
+    def this(cls) -> Owner:
+        pid = os.getpid()
+        return cls(
+            node=platform.node(),
+            boot_id=boot_id(),
+            pid=pid,
+            started_ticks=start_ticks(pid),
+            pid_space=own_space(),
+        )
+
+    @property
+    def lives(self) -> bool | None:
+        """Whether it still runs; None where that cannot be told from here."""
+        if self.boot_id != boot_id() or self.pid_space != own_space() or self.started_ticks is None:
+            return None
+        return not is_gone(self.pid, self.started_ticks, self.pid_space)
 
 
 class WorkFolder:
@@ -35,7 +75,7 @@ class WorkFolder:
             # Locked before it has its name: one that has the name and no lock is abandoned.
             unnamed = self.path / f".{OWNER_FILE}"
             self._owner = unnamed.open("w", encoding="utf-8")
-            self._owner.write(platform.node())
+            self._owner.write(Owner.this().model_dump_json())
             self._owner.flush()
             _lock(self._owner)
             unnamed.rename(self.path / OWNER_FILE)
@@ -61,8 +101,9 @@ class WorkFolder:
 def remove_abandoned(parent: Path) -> list[Path]:
     """Remove the work folders of this node whose supervisors are gone; those of other nodes stay.
 
-    Locks of one node are reliable on any file system that has them; where there are none, nothing is
-    removed.
+    A lock alone is not believed: network file systems lose some, and hosts of one name may not see each
+    other's. So the process must be gone as well or, where that cannot be told, as after the node was started
+    anew, nothing have changed in the folder for ten minutes. Where there are no locks, nothing is removed.
 
     Returns:
         What was removed.
@@ -76,6 +117,8 @@ def remove_abandoned(parent: Path) -> list[Path]:
 def remove_of_job(parent: Path, job_id: str) -> list[Path]:
     """Remove the work folders of a job none of whose processes may write a result any more, on any node.
 
+    Those of processes that live on this node stay: one allocation may run several supervisors.
+
     Args:
         parent: where work folders lie.
         job_id: the job's; folders carry it before their last part.
@@ -83,14 +126,41 @@ def remove_of_job(parent: Path, job_id: str) -> list[Path]:
     Returns:
         What was removed.
     """
-    left = [
-        folder
-        for begin in ("ranks", "[0-9a-f]" * 16)
-        for folder in sorted(parent.glob(f"{begin}-{job_id}-*"))
-    ]
+    left = [folder for folder in _of_job(parent, job_id) if not _is_held_here(folder / OWNER_FILE)]
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
     return left
+
+
+def is_worked_in(parent: Path, job_id: str) -> bool:
+    """Whether something has changed in a job's work folders within ten minutes, on whichever node.
+
+    Args:
+        parent: where work folders lie.
+        job_id: the job's.
+    """
+    return any(_has_changed_lately(folder) for folder in _of_job(parent, job_id))
+
+
+def jobs_with_folders(parent: Path) -> set[str]:
+    """Numbers of the jobs of which work folders are there.
+
+    Args:
+        parent: where work folders lie.
+    """
+    return {name.partition("-")[2].rpartition("-")[0] for name in listed(parent)}
+
+
+def _of_job(parent: Path, job_id: str) -> list[Path]:
+    begins = ("ranks", "[0-9a-f]" * 16)
+    return [folder for begin in begins for folder in sorted(parent.glob(f"{begin}-{job_id}-*"))]
+
+
+def _has_changed_lately(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime < _SILENT_S
+    except OSError:
+        return False
 
 
 def cannot_write(folder: Path) -> CellFailure | None:
@@ -104,12 +174,24 @@ def cannot_write(folder: Path) -> CellFailure | None:
     return None
 
 
-def _is_abandoned(owner: Path) -> bool:
+def _is_abandoned(file: Path) -> bool:
     try:
-        with owner.open("r+", encoding="utf-8") as stream:
-            return stream.read() == platform.node() and _lock(stream)
-    except OSError:
+        with file.open("r+", encoding="utf-8") as stream:
+            owner = Owner.model_validate_json(stream.read())
+            if owner.node != platform.node() or owner.lives or not _lock(stream):
+                return False
+            return owner.lives is False or not _has_changed_lately(file.parent)
+    except (OSError, ValidationError):
         return False  # its attempt has just ended and removed it, or it is another user's
+
+
+def _is_held_here(file: Path) -> bool:
+    try:
+        with file.open("r+", encoding="utf-8") as stream:
+            owner = Owner.model_validate_json(stream.read())
+            return owner.node == platform.node() and (owner.lives or not _lock(stream))
+    except (OSError, ValidationError):
+        return False
 
 
 def _lock(stream: IO[str]) -> bool:

@@ -32,6 +32,10 @@ def bucket(length: int, limit: int) -> int:
 class Steps(Protocol):
     """How the steps of a batch are launched."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether a step could not be captured: torch keeps the memory that the capture took."""
+
     def prepare(self, rows: int, sampling: Sampling) -> None:
         """Be ready for batches of so many rows; no row runs yet."""
 
@@ -55,6 +59,10 @@ class Eager:
         self._slots, self._why = slots, why
         self._cache, self._segmented = slots.model.cache, slots.model.attention.segmented
         self._row_bytes = slots.model.row_bytes
+
+    @property
+    def failed(self) -> bool:
+        return False
 
     def prepare(self, rows: int, sampling: Sampling) -> None:
         """Nothing: the warm-up's own steps are those of the run."""
@@ -105,6 +113,10 @@ class Graphs:
         self._graphs: dict[Key, Graph] = {}
         self._late = 0
         self._failure: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self._failure is not None
 
     def prepare(self, rows: int, sampling: Sampling) -> None:
         self._capture_those(self._keys(rows, sampling))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Literal
 
@@ -22,6 +23,7 @@ from shardwatt.engine.fast.weights import read_weights
 from shardwatt.engine.protocol import BatchRequest, BatchResult, ModelOnRank, OnStep, Phase, Sampling
 from shardwatt.engine.sampling import row_keys
 from shardwatt.engine.weights import open_weights
+from shardwatt.errors import DoesNotFit
 
 #: What becomes of rows that have ended while others run: they stay and are computed on; they leave the batch;
 #: the next prompts take their places, and when there are none left, they leave.
@@ -40,8 +42,9 @@ class Fast(OnDevice):
         self.model = FastModel(read_weights(open_weights(model), model), model)
         self.slots: Slots
         self.steps: Steps
+        #: Of caches that are gone.
+        self._capture_failed = False
 
-    @torch_failures()
     @torch.inference_mode()
     def allocate(self, rows: int, positions: int) -> None:
         """Make room for batches of at most so many rows and cache positions.
@@ -50,12 +53,32 @@ class Fast(OnDevice):
             DoesNotFit: the device ran out of memory.
             CellFailure: HOST_OOM.
         """
-        # What was there goes first, graphs and their buffers included.
-        for old in ("steps", "slots"):
-            self.__dict__.pop(old, None)
-        self.model.allocate(rows, positions)
-        self.slots = Slots(self.model, rows, positions, self.device)
-        self.steps = self._steps()
+        with self._failures():
+            self._capture_failed = self._has_failed()
+            # What was there goes first, graphs and their buffers included.
+            for old in ("steps", "slots"):
+                self.__dict__.pop(old, None)
+            self.model.allocate(rows, positions)
+            self.slots = Slots(self.model, rows, positions, self.device)
+            self.steps = self._steps()
+
+    def _has_failed(self) -> bool:
+        """Whether a step could not be captured, with this cache or one before."""
+        return self._capture_failed or ("steps" in self.__dict__ and self.steps.failed)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """`torch_failures`, with a word where a capture that failed before may be why memory ran out."""
+        try:
+            with torch_failures():
+                yield
+        except DoesNotFit as full:
+            if not self._has_failed():
+                raise
+            raise DoesNotFit(
+                f"{full} (a CUDA graph could not be captured before that, and torch keeps the memory that it "
+                "took: try `cuda_graphs: never`)"
+            ) from full
 
     def _steps(self) -> Steps:
         if self.device.type != "cuda":
@@ -72,7 +95,6 @@ class Fast(OnDevice):
         """Where steps are captured, of every cache that is allocated."""
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
-    @torch_failures()
     @torch.inference_mode()
     def generate(self, request: BatchRequest, sampling: Sampling, on_step: OnStep) -> BatchResult:
         """Answer a batch.
@@ -81,13 +103,14 @@ class Fast(OnDevice):
             DoesNotFit: the device ran out of memory.
             CellFailure: NOT_FINITE, HOST_OOM, RANK_DIED or COLLECTIVE_TIMEOUT.
         """
-        if request.warms_up:
-            # Whether or not it takes a step: prompts of another batch may be shorter or longer.
-            self.steps.prepare(min(request.rows, len(request.prompts)), sampling)
-        self.model.finite.begin()
-        run = _Run(self, request, sampling, on_step)
-        run.answer()
-        self.model.finite.check()
+        with self._failures():
+            if request.warms_up:
+                # Whether or not it takes a step: prompts of another batch may be shorter or longer.
+                self.steps.prepare(min(request.rows, len(request.prompts)), sampling)
+            self.model.finite.begin()
+            run = _Run(self, request, sampling, on_step)
+            run.answer()
+            self.model.finite.check()
         tokens, finish = answers(run.all_rows, request.length)
         return BatchResult(tokens, finish, run.generated_tokens, run.phases)
 

@@ -48,7 +48,9 @@ def in_nucleus(falling: Tensor, top_p: float) -> Tensor:
     Returns:
         True for those that stay, [R, K].
     """
-    likelier = falling.cumsum(dim=-1) - falling
+    # CUDA adds up a single row in an order that changes each time: float64 leaves no trace of it.
+    exact = torch.float64 if falling.is_cuda and len(falling) == 1 else falling.dtype
+    likelier = falling.cumsum(dim=-1, dtype=exact) - falling
     # The likelier ones' sum never falls, so what stays comes first; the first one stays in any case.
     last = (likelier[:, 1:] <= top_p).sum(dim=-1, keepdim=True)
     return falling >= falling.gather(-1, last)

@@ -214,9 +214,7 @@ def open_leases(folder: Path, *, make: bool = True) -> Iterator[Leases]:
     """
     try:
         if make:
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(parents=True)
-                folder.chmod(_FOLDER_MODE)
+            _make(folder)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as problem:
         raise LeaseError(
@@ -233,6 +231,18 @@ def open_leases(folder: Path, *, make: bool = True) -> Iterator[Leases]:
         yield Leases(folder, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of leases: every user can write into it from its first moment on."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A chmod afterwards would be too late for another user's job that begins now, or never come.
+    before = os.umask(0)
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(_FOLDER_MODE)
+    finally:
+        os.umask(before)
 
 
 def boot_id() -> str:

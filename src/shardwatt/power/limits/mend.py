@@ -101,7 +101,8 @@ def mend_node(leases: Leases, set_limit: SetLimit, how: Mending) -> Iterator[tup
     """Set back what dead jobs have left on this node's GPUs.
 
     A GPU is left alone on which a process that runs holds a lease, or whose limit is no longer the one
-    that the lease names: then somebody has set it since. What the lease of another user says that the
+    that the lease names: then somebody has set it since; leases are looked at again right before it is set.
+    What the lease of another user says that the
     limit was before counts only for GPUs that Slurm gave the job; others go to the driver's default. The
     driver is asked only where a limit may have to be set back.
 
@@ -171,6 +172,9 @@ def _mend(found: Found, lease: Lease, leases: Leases, set_limit: SetLimit, how: 
         return False, f"{found.name}: {refused[0]}"
     (gpu,) = gpus
     limits = read_limits(gpu)
+    # The driver may have taken seconds: a cell that began meanwhile has mended this itself.
+    if since := _since(found, lease, leases, how):
+        return True, f"{found.name}: {since}; left alone"
     if not is_near(limits.set_w, lease.cap_w):
         why = f"{gpu} stands at {limits.set_w:g} W, not at the job's {lease.cap_w:g} W"
         return _gone(found, leases, how, why)
@@ -189,6 +193,16 @@ def _mend(found: Found, lease: Lease, leases: Leases, set_limit: SetLimit, how: 
     put_back([gpu], [wanted], set_limit)
     leases.remove(found.name)
     return True, said
+
+
+def _since(found: Found, lease: Lease, leases: Leases, how: Mending) -> str | None:
+    """What has become of a dead lease, or of its GPU, since it was found; None: nothing."""
+    now = leases.of_node(socket.gethostname())
+    if found not in now:
+        return "gone, or another's by now"
+    others = (other.lease for other in now if other.lease is not None and other.lease.gpu == lease.gpu)
+    holder = next((other for other in others if _is_held(other, how)), None)
+    return None if holder is None else f"{lease.gpu} is held by job {holder.job_id} now"
 
 
 def _as_before(limits: Limits, lease: Lease) -> Limits:
