@@ -64,22 +64,19 @@ def settle(
         but: number of a job whose attempts are left alone, e.g. one's own.
     """
     without = [path for cell in cells if not (path := CellPaths(base, study, cell)).record.exists()]
+    untidy = jobs_with_folders(work_folders(base, study))
     in_slurm = [
         (paths, attempt)
         for paths in without
         for attempt in attempts_of(paths)
-        if is_job_id(attempt.job_id)
+        if (attempt.ended_at is None or attempt.job_id in untidy)
+        and is_job_id(attempt.job_id)
         and attempt.job_id != but
         # Sites may hide other users' jobs: not to be known is no end of those.
         and _is_own(paths.attempt(attempt.job_id))
     ]
     opened = [(paths, attempt) for paths, attempt in in_slurm if attempt.ended_at is None]
-    untidy = jobs_with_folders(work_folders(base, study))
-    ended = {
-        attempt.job_id: paths
-        for paths, attempt in in_slurm
-        if attempt.ended_at is not None and attempt.job_id in untidy
-    }
+    ended = {attempt.job_id: paths for paths, attempt in in_slurm if attempt.ended_at is not None}
     cancelled = [(paths, failure) for paths in without if (failure := _doubtful(paths)) is not None]
     if not (opened or ended or cancelled) or not available():
         return
