@@ -68,7 +68,8 @@ def lose(group: Ranks, options: dict[str, Any]) -> dict[str, Any]:
         if group.rank == 1 and steps == 5:
             if options["how"] == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(options["sleep_s"])
+            while not Path(options["until"]).exists():
+                time.sleep(0.05)
 
     request = engine_tiny.ask(PROMPTS, 20, 40)
     began_s = time.monotonic()
@@ -95,8 +96,8 @@ def run(task: str, folder: Path, rank: int, count: int, options: dict[str, Any])
         rank=rank,
         count=count,
         device="cpu",
-        start_timeout_s=60,
-        collective_timeout_s=options.get("collective_timeout_s", 60),
+        start_timeout_s=engine_tiny.PATIENCE_S,
+        collective_timeout_s=options.get("collective_timeout_s", engine_tiny.PATIENCE_S),
     )
     report = TASKS[task](group, options)
     unfinished = folder / f".report-{rank}.json"

@@ -27,6 +27,9 @@ from shardwatt.models import SHARD_FILE, Checkpoint, Recipe
 
 EOS = 2
 
+#: Longest time in s that ranks wait for each other, and a test for them, on a busy machine.
+PATIENCE_S = 600.0
+
 RECIPE = Recipe(
     about="tiny",
     dim=64,
@@ -62,7 +65,9 @@ def saved(folder: Path, shards: int = 1) -> Checkpoint:
 def alone(folder: Path) -> Iterator[Ranks]:
     """A group of this process."""
     folder.mkdir()
-    ranks = join(folder, rank=0, count=1, device="cpu", start_timeout_s=30, collective_timeout_s=30)
+    ranks = join(
+        folder, rank=0, count=1, device="cpu", start_timeout_s=PATIENCE_S, collective_timeout_s=PATIENCE_S
+    )
     try:
         yield ranks
     finally:
@@ -127,11 +132,13 @@ def run_ranks(folder: Path, task: str, count: int, **options: object) -> list[An
     assert host.stdout is not None
     host.stdin.write(json.dumps([task, str(folder), count, options]) + "\n")
     host.stdin.flush()
-    ended, _, _ = select.select([host.stdout], [], [], 180)
+    ended, _, _ = select.select([host.stdout], [], [], PATIENCE_S)
     if not ended or host.stdout.readline() != "done\n":
         _host.cache_clear()
         _stop(host)
-        raise RuntimeError(f"{count} ranks, {task}: not all ended within 180 s, or what forks them has ended")
+        raise RuntimeError(
+            f"{count} ranks, {task}: not all ended in {PATIENCE_S:g} s, or what forks them has"
+        )
     files = [folder / f"report-{rank}.json" for rank in range(count)]
     return [json.loads(file.read_text()) if file.is_file() else None for file in files]
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import simulated_nvml
+from shardwatt.locks import boot_id
 from shardwatt.power.limits.files import LimitEndFile, LimitFile, limit_end_path, limit_path
-from shardwatt.power.limits.lease import Lease, boot_id
+from shardwatt.power.limits.lease import Lease
 from shardwatt.power.process import own_space
 from shardwatt.recordfiles import read
 
@@ -25,7 +26,7 @@ CAP_W = 175
 
 GPU_TYPE = json.dumps({"kind": "cuda", "per_node": 2, "memory_gib": 80})
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 600.0
 
 #: Sets a limit through the simulated library: what `nvidia-smi -i UUIDS -pl W` does.
 SET_LIMIT = """\

@@ -19,5 +19,11 @@ def add_domain(root: Path, zone: str, name: str, energy_j: float = 0.0, range_uj
 
 
 def set_energy(folder: Path, energy_j: float) -> None:
-    """Let a domain's counter stand at so many joules; in place, as whoever has it open must see it."""
-    (folder / "energy_uj").write_text(f"{round(energy_j * 1e6)}\n")
+    """Let a domain's counter stand at so many joules; in place, as whoever has it open must see it.
+
+    Of one length, and never cut to nothing first: a meter that reads meanwhile sees no half of it.
+    """
+    path = folder / "energy_uj"
+    path.touch()
+    with path.open("r+b", buffering=0) as stream:
+        stream.write(f"{round(energy_j * 1e6):015d}\n".encode())

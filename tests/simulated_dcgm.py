@@ -74,6 +74,12 @@ def sample_times_s(state: Path, gpu: int, host: str | None = None) -> list[float
     ]
 
 
+def streamed(state: Path, host: str | None = None) -> list[str] | None:
+    """The profiling fields of each set of lines that was streamed so far; None: no stream has begun."""
+    path = _folder(state, host) / "streamed"
+    return path.read_text().splitlines() if path.exists() else None
+
+
 def stop(state: Path, host: str | None = None) -> None:
     """End the host engine's process, if it runs."""
     path = _folder(state, host) / "engine.pid"

@@ -27,17 +27,17 @@ from shardwatt.study import load_study
 from slurm_cluster import Cluster
 from workflow_project import Project, copy_project, planned_jobs
 
-#: Longest time in s that a drill waits for anything; two processors may have much to do.
-PATIENCE_S = 300.0
+#: Longest time in s that a drill waits for anything: a sign that it never comes, however slow the machine.
+PATIENCE_S = 900.0
 
 #: For `crawl`: bits a second, and the bytes that pass at full speed before it comes to that: enough for
 #: two ranks to start, to meet and to answer their first prompt.
 CRAWL_BITS = 40_000
 HEAD_START_BYTES = 450_000
 
-#: Of cells whose two ranks exchange four times HEAD_START_BYTES: in seconds over a network that lets them,
-#: in minutes over one that crawls.
-TALKATIVE: dict[str, Any] = {"prompts": 8, "warmup_tokens": 1}
+#: Of cells whose two ranks exchange six times HEAD_START_BYTES: in seconds over a network that lets them,
+#: in seven minutes over one that crawls.
+TALKATIVE: dict[str, Any] = {"prompts": 12, "warmup_tokens": 1}
 TALKATIVE_LENGTH = 24
 
 #: Snakemake, whose executor looks every 4 s. By itself it looks ever more rarely, up to 3 minutes apart, and
@@ -62,17 +62,17 @@ def gpu_type(partition: str, *, gres: str | None = None, nodes: int = 8, **words
 
 
 def site(gpus: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A site for drills: everything short."""
+    """A site for drills: no time in it runs out on a machine that is merely slow."""
     content: dict[str, Any] = {
         "name": "test-cluster",
         "launcher": "slurm",
         "models": "models",
         "data": "data",
         "threads_per_rank": 1,
-        "start_timeout_s": 120,
-        "collective_timeout_s": 12,
+        "start_timeout_s": 600,
+        "collective_timeout_s": 120,
         "stop_before_limit_s": 20,
-        "slurm": {"runtime_min": 5, "memory_per_node_gib": 1},
+        "slurm": {"runtime_min": 20, "memory_per_node_gib": 1},
         "gpus": gpus,
     }
     return content | changes
@@ -160,11 +160,31 @@ class SlurmProject(Project):
     def await_run(self, paths: CellPaths, prompts: int = 0) -> None:
         """Wait until a cell answers its prompts, and has done so many of them."""
 
-        def runs() -> bool:
-            progress = self.progress(paths)
-            return progress is not None and progress.stage == "run" and progress.prompts_done >= prompts
+        what = f"{paths.cell.path} to answer {prompts} prompts"
+        await_true(lambda: self._answers(paths, prompts), what, said=lambda: self._logs_of([paths]))
 
-        await_true(runs, f"{paths.cell.path} answers prompts", said=lambda: tail(paths.supervisor_log))
+    def _answers(self, paths: CellPaths, prompts: int = 0) -> bool:
+        progress = self.progress(paths)
+        return progress is not None and progress.stage == "run" and progress.prompts_done >= prompts
+
+    def _logs_of(self, cells: Iterable[CellPaths]) -> str:
+        return "\n".join(f"{paths.cell.path}\n{tail(paths.supervisor_log)}" for paths in cells)
+
+    def strike(self, strokes: dict[CellPaths, Callable[[CellPaths], Any]]) -> None:
+        """Do to each cell what is to be done to it as soon as it answers its prompts, in whichever order they
+        come to that."""
+        waiting = dict(strokes)
+
+        def are_struck() -> bool:
+            for paths in [paths for paths in waiting if self._answers(paths)]:
+                waiting.pop(paths)(paths)
+            return not waiting
+
+        await_true(are_struck, "all cells to answer prompts", said=lambda: self._logs_of(waiting))
+
+    def hold(self, paths: CellPaths) -> None:
+        """Keep a cell that answers its prompts from ending: its rank 1 is stopped."""
+        self.signal_rank(paths, 1, "STOP")
 
     def rank(self, paths: CellPaths, rank: int) -> RankStart:
         found = self._rank(paths, rank)

@@ -65,7 +65,7 @@ class Project:
         """A matrix of one block: the tiny study's with some axes replaced."""
         return [{**STUDY["matrix"][0], **changes}]  # type: ignore[index]
 
-    def snakemake(self, *words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def snakemake(self, *words: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
         """Run Snakemake with the local profile; stdout and stderr together in `stdout`."""
         return subprocess.run(
             self.snakemake_command(*words),
@@ -80,7 +80,7 @@ class Project:
     def snakemake_command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "snakemake", "--profile", "profiles/local", *words]
 
-    def shardwatt(self, *words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def shardwatt(self, *words: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
         """Run the command `shardwatt`."""
         return subprocess.run(
             [sys.executable, "-m", "shardwatt", *words],

@@ -39,6 +39,8 @@ class Attempt(RecordModel):
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     job_id: str
+    cluster: str | None = None
+    """Slurm's name of the cluster that counts this job; null without Slurm, and in records of old."""
     node: str
     pid: int
     constants_hash: str | None = None

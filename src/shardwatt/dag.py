@@ -18,6 +18,7 @@ from shardwatt.figurelist import figures
 from shardwatt.layout import cell_target
 from shardwatt.matrix import expand
 from shardwatt.models import (
+    MADE_FROM_FILE,
     TRAINING_DATASETS,
     find_architecture,
     find_checkpoint,
@@ -332,7 +333,7 @@ class Planner:
     def _find_model_inputs(self, model: str, shards: int) -> list[str]:
         checkpoint = find_checkpoint(self.root, self.site.models, model, shards)
         if self._is_made(model):
-            return [str(checkpoint.folder), str(checkpoint.tokenizer)]
+            return [str(checkpoint.folder / MADE_FROM_FILE), str(checkpoint.tokenizer)]
         # Its files are looked at by `find_checkpoint`, once; as inputs they would be looked at for each cell.
         return [str(checkpoint.folder)]
 

@@ -136,6 +136,11 @@ def find_checkpoint(root: Path, models: Path, model: str, shards: int) -> Checkp
             return open_checkpoint(folder)
     if (models / model).is_dir():
         raise ModelError(f"model '{model}': {models / model} holds no checkpoint; expected {LAYOUTS}")
+    if model in CATALOGUE or model in own_shapes(root):
+        raise ModelError(
+            f"no checkpoint of model '{model}': expected one in {models / model} (the site's key `models`, "
+            "or SHARDWATT_MODELS); `shardwatt plan STUDY` forecasts without one"
+        )
     known = _model_names(root, models)
     raise ModelError(
         f"unknown model '{model}'{suggestion(model, known)}; {models / model} is not there "
@@ -152,6 +157,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     layout = layout_of(folder)
     if layout is None:
+        inside = [path.name for path in _saved_folders(folder)]
+        if inside:
+            raise ModelError(
+                f"{folder} holds no checkpoint itself; {' and '.join(inside)} in it "
+                f"{'does: name it' if len(inside) == 1 else 'do: name one of them'}"
+            )
         raise ModelError(f"{folder} holds no checkpoint; expected {LAYOUTS}")
     weights = weight_names(folder, layout)
     return Checkpoint(folder, tokenizer_file(folder, layout), layout, weights)
@@ -195,10 +206,12 @@ def find_architecture(root: Path, models: Path, model: str) -> Architecture | No
 
 def unknown_shape(root: Path, models: Path, model: str) -> str:
     """Say that a model's shape is not known, which one may be meant, and where to put it."""
-    known = {*CATALOGUE, *own_shapes(root), *_model_names(root, models)}
+    names = dict.fromkeys((*CATALOGUE, *own_shapes(root), *_model_names(root, models)))
+    known = [name for name in names if name != model]  # its folder may be there, without a shape
+    near = suggestion(model, known) or f"; known: {', '.join(known)}"
     return (
-        f"the shape of model '{model}' is not known here{suggestion(model, known)}; put its params.json or "
-        f"config.json into {models / model}, or its shape into {shapes_file(root)}"
+        f"the shape of model '{model}' is not known here{near}; put its params.json or config.json into "
+        f"{models / model}, or its shape into {shapes_file(root)}"
     )
 
 
@@ -331,5 +344,5 @@ def _recipe_vocabulary(recipe: Recipe) -> int:
 
 def _model_names(root: Path, models: Path) -> list[str]:
     made = {path.stem for path in (root / "config" / "models").glob("*.yaml")}
-    found = {path.name for path in models.iterdir() if path.is_dir()} if models.is_dir() else set()
+    found = {path.name for path in models.glob("[!.]*") if path.is_dir()}
     return sorted(made | found)

@@ -13,6 +13,8 @@ from shardwatt.data.prompts import load_examples
 from shardwatt.data.tokenizer import open_tokenizer
 from shardwatt.datasets import CatalogueError, load_catalogue
 from shardwatt.errors import suggestion
+from shardwatt.layout import listed
+from shardwatt.locks import alone
 from shardwatt.models import (
     TRAINING_DATASETS,
     Recipe,
@@ -85,6 +87,9 @@ def make_tokenizer(root: Path, site: Site, model: str) -> Path:
 def make_model(root: Path, site: Site, model: str, shards: int) -> Path:
     """Make a recipe's checkpoint in so many shards, and its tokenizer where that is missing.
 
+    Of several processes that make the same one at a time, as of two projects whose sites share a models
+    folder, the first makes it, and the others wait and use it.
+
     Args:
         root: the project's root, below which config/ lies.
         site: the place, whose models folder it is put into.
@@ -123,17 +128,16 @@ def make_model(root: Path, site: Site, model: str, shards: int) -> Path:
     # The weights make one end likely; of a tokenizer with several, the others are never drawn.
     eos_id, *others = sorted(tokenizer.eos_ids)
 
-    from shardwatt.engine.make_weights import make_weights  # here: torch takes seconds to import
+    from shardwatt.engine.make_weights import is_made, make_weights  # here: torch takes seconds to import
 
-    make_weights(
-        recipe,
-        architecture,
-        shards,
-        checkpoint.folder,
-        eos_id,
-        never=[*tokenizer.unprintable_ids(), *others],
-    )
-    return checkpoint.folder
+    folder, never = checkpoint.folder, [*tokenizer.unprintable_ids(), *others]
+    # Without a lock: a model that is there may lie where this user cannot write.
+    if not is_made(recipe, architecture, shards, folder, eos_id, never):
+        with alone(folder.with_name(f".{folder.name}.lock")):
+            listed(folder.parent)  # makes a network file system look again: the first may be on another node
+            # Who had to wait finds the first's here, and keeps it.
+            make_weights(recipe, architecture, shards, folder, eos_id, never)
+    return folder
 
 
 def _recipe(root: Path, model: str) -> Recipe:

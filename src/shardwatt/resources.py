@@ -184,6 +184,7 @@ class Budget:
         limit: most GPU hours that are agreed; None: no limit.
         parts: cells of one kind and their GPU hours together, by their name, in the order of the plan.
         predicted: what the plan says that they take together; None without forecasts.
+        real: the same of those that are not simulated.
         currency: of their cost; None where the site has no prices.
         late: how many will run into the time limit of their first attempt by the plan.
         warnings: what the plan assumes that weighs most.
@@ -194,6 +195,7 @@ class Budget:
     limit: float | None
     parts: dict[str, tuple[int, float]]
     predicted: Totals | None = None
+    real: Totals | None = None
     currency: str | None = None
     late: int = 0
     warnings: Sequence[str] = ()
@@ -207,7 +209,7 @@ class Budget:
 
     def outlook(self) -> str | None:
         """Warnings, what the plan predicts, and what will run into a limit, a line each; None: nothing."""
-        if self.predicted is None:
+        if self.predicted is None or self.real is None:
             return None
         words: dict[str, Callable[[float], str]] = {
             "allocation_duration_s": lambda value: f"{duration(value)} of jobs one after the other",
@@ -216,9 +218,13 @@ class Budget:
             "cost": lambda value: f"{rounded(value)} {self.currency}",
             "carbon_kg": lambda value: f"{rounded(value)} kgCO2e",
         }
+        # Nothing of what simulated cells stand for is spent: of the real ones all may be known.
         parts = [
-            f"{'at least ' if found.unknown else ''}{say(found.value)}"
-            for found, say in ((self.predicted.sums[name], say) for name, say in words.items())
+            f"{'at least ' if real.unknown else ''}{say(found.value)}"
+            f"{' (simulated cells aside)' if found.unknown > real.unknown else ''}"
+            for found, real, say in (
+                (self.predicted.sums[name], self.real.sums[name], say) for name, say in words.items()
+            )
             if found.value
         ]
         lines = [f"warning: {text}" for text in self.warnings]
@@ -305,6 +311,7 @@ def budget(
         limit,
         parts,
         totals("", rows) if rows else None,
+        totals("", [row for row in rows if not _is_rehearsed(row.forecast)]) if rows else None,
         currency,
         late,
         warnings(rows),

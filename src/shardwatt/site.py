@@ -21,7 +21,7 @@ from shardwatt.siteplan import (
     Carbon,
     LinkFigures,
     Links,
-    NotNegative,
+    Price,
     Prices,
     calibration_file,
     calibration_problem,
@@ -64,7 +64,7 @@ class GpuType(StrictModel):
 
     kind: Literal["cuda", "cpu"]
     """`cuda` for NVIDIA GPUs; `cpu` runs every shard as a process on the processor."""
-    per_node: Annotated[int, Field(ge=1, strict=True)]
+    per_node: Annotated[int, Field(ge=1, le=1024, strict=True)]
     """Devices in a node. For `cpu`: how many shards one machine may hold."""
     memory_gib: Annotated[float, Field(gt=0, strict=True)]
     """Memory of one device in GiB. For `cpu`: the machine's memory over `per_node`."""
@@ -105,7 +105,7 @@ class GpuType(StrictModel):
     """What jobs on this type ask of Slurm; what is left out is taken from the site's `slurm`."""
     links: Links | None = None
     """What ranks on this type exchange over; what is left out is taken from the site's `links`."""
-    price_gpu_hour: NotNegative | None = None
+    price_gpu_hour: Price | None = None
     """Price of an hour of one GPU of this type, or for `cpu` of one of the `per_node` shares of a machine, in
     the currency of the site's `prices`; None: theirs of a GPU hour, which processors have not."""
 
@@ -156,6 +156,12 @@ class GpuType(StrictModel):
                 f"memory_gib: found {self.memory_gib:g}, and data_sheet {sheet.name} has "
                 f"{sheet.memory_gib:g}; one of them is another GPU's"
             )
+        least_w = max(sheet.idle_w, sheet.power_min_w or 0.0)
+        if self.tdp_w is not None and self.tdp_w <= least_w:
+            raise ValueError(
+                f"tdp_w: found {self.tdp_w:g}; expected more than {least_w:g}, the least that data_sheet "
+                f"{sheet.name} draws at rest or takes as a limit"
+            )
         return self
 
 
@@ -204,7 +210,7 @@ class Site(StrictModel):
     """What ranks exchange over, for the plan; None: what data sheets say, otherwise stated assumptions."""
     prices: Prices | None = None
     """What time and energy cost; None: the plan names no price."""
-    pue: Annotated[float, Field(ge=1, strict=True)] | None = None
+    pue: Annotated[float, Field(ge=1, le=10, strict=True)] | None = None
     """Power usage effectiveness: energy of the whole computing centre over that of its machines; for the
     price of electricity and for carbon. None: neither is known."""
     carbon: Carbon | None = None

@@ -83,7 +83,8 @@ class Peak(StrictModel):
         """
         if kind == "cpu":
             own = [key for key in ("clock_mhz", "power_min_w") if getattr(self, key) is not None]
-            return f"{own[0]}: found with kind: cpu; expected it of GPUs alone" if own else None
+            if own:
+                return f"{own[0]}: found with kind: cpu; expected it of GPUs alone"
         watts = {"idle_w": self.idle_w, "power_min_w": self.power_min_w, "tdp_w": tdp_w}
         known = [(key, value) for key, value in watts.items() if value is not None]
         for (low, less), (high, more) in pairwise(known):

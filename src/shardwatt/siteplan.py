@@ -17,6 +17,8 @@ from shardwatt.yamlfile import Form, StrictModel
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, strict=True)]
+#: In any currency, the smallest ones too; more is a slip of the pen.
+Price = Annotated[float, Field(ge=0, le=100_000_000, strict=True)]
 Source = Annotated[str, Field(min_length=1)]
 #: A share of what data sheets say; above 1 where a device does more than that, and by how much at most.
 Share = Annotated[float, Field(gt=0, le=10, strict=True)]
@@ -71,10 +73,10 @@ class Prices(StrictModel):
 
     currency: Annotated[str, Form(r"[A-Z]{3}", "three capital letters such as EUR")]
     """Currency of all prices, as ISO 4217 has it."""
-    gpu_hour: NotNegative | None = None
+    gpu_hour: Price | None = None
     """Price of an hour of one GPU that a job holds; a GPU type's `price_gpu_hour` replaces it. Where it is
     given, it is what a cell costs, and electricity is taken to be part of it."""
-    kwh: NotNegative | None = None
+    kwh: Price | None = None
     """Price of a kWh of electricity: what a cell costs where no GPU hour has a price, and on processors
     without a price of their own."""
     source: Source
@@ -84,7 +86,7 @@ class Prices(StrictModel):
 class Carbon(StrictModel):
     """What a kWh of electricity emits."""
 
-    g_per_kwh: NotNegative
+    g_per_kwh: Annotated[float, Field(ge=0, le=5000, strict=True)]
     """Grams of CO2 equivalent per kWh."""
     source: Source
     """Who says so, and for which grid."""

@@ -42,6 +42,11 @@ def available() -> bool:
     return shutil.which("squeue", path=environment().get("PATH")) is not None
 
 
+def own_cluster() -> str | None:
+    """Name of the cluster in whose job this process runs; None outside of jobs."""
+    return os.environ.get("SLURM_CLUSTER_NAME")
+
+
 def is_job_id(text: str) -> bool:
     """Whether a text is the number of a Slurm job; attempts without Slurm have other names."""
     return _JOB_ID.fullmatch(text) is not None

@@ -243,8 +243,8 @@ def _content(root: Path, name: str) -> dict[str, Any]:
     """What a study's file says, unchecked."""
     path = study_file(root, name)
     if re.fullmatch(STUDY_PATTERN, name) is None:
-        where = study_file(root, "NAME")
-        raise StudyError(f"'{name}' cannot name a study; expected {NAME_WORDS} ({where})")
+        where, near = study_file(root, "NAME"), suggestion(name.lower(), study_names(root))
+        raise StudyError(f"'{name}' cannot name a study{near}; expected {NAME_WORDS} ({where})")
     if not path.is_file():
         known = study_names(root)
         raise StudyError(

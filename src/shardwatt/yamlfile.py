@@ -54,8 +54,14 @@ class Form:
 
     def _check(self, text: str) -> str:
         if re.fullmatch(self.pattern, text) is None:
-            raise ValueError(f"expected {self.words}")
+            raise ValueError(f"expected {self.words}{self._near(text)}")
         return text
+
+    def _near(self, text: str) -> str:
+        """What is meant by a text in the wrong case, or by a path whose last part is the name."""
+        others = (text.lower(), text.rpartition("/")[2].lower(), text.upper())
+        near = next((other for other in others if re.fullmatch(self.pattern, other)), None)
+        return f"; did you mean '{near}'?" if near else ""
 
 
 #: libyaml's, where PyYAML was built with it: ten times as fast, which a dry run feels.

@@ -8,6 +8,8 @@ go on when their group is gone; a job id serves once.
     SIMULATED_DCGM_OWNER      process that the engine does not outlive
     SIMULATED_DCGM_ORDER      `reversed`: GPU ids count from NVML's last index down
 
+It tells what profiling fields it has streamed in the file `streamed`, a line for each set of GPUs.
+
 Two files in that folder tell it more. `faults`, words separated by blanks, makes it fail: see FAULTS in
 __main__.py. `activity` holds the profiling fields: SMACT:TENSO:DRAMA a GPU in NVML's order, separated by ';'.
 """

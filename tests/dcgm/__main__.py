@@ -154,7 +154,7 @@ def _watch(group: str, interval_ms: int, keep_s: int, faults: set[str]) -> int:
         for gpu in gpus:
             memory.watches[str(gpu)] = {"interval_ms": interval_ms, "keep_s": keep_s, "asked_s": asked_s}
     # The engine's loop looks at once what is new to it.
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 300
     while not all((found := kept(gpu)) and found[-1].t_s >= asked_s for gpu in gpus):
         if time.monotonic() > deadline_s:
             raise SystemExit("the simulated host engine takes no samples: see its engine.log")
@@ -239,6 +239,8 @@ def _stream(words: Sequence[str], faults: set[str]) -> int:
     fields = [int(field) for field in asked.e.split(",")]
     header = layouts.stream_header([_FIELDS[field] for field in fields])
     _say(*header)
+    streamed = folder() / "streamed"
+    streamed.touch()
     if "no_profiling" in faults:
         _say(
             "Error setting watches. Result: -33: This request is serviced by a module of DCGM that is not "
@@ -267,6 +269,8 @@ def _stream(words: Sequence[str], faults: set[str]) -> int:
             entity = f"GPU-I {gpu}" if "mig" in faults else f"GPU {gpu}"
             _say(entity.ljust(10) + "".join(cell.ljust(13) for cell in cells))
         count += 1
+        with streamed.open("a") as stream:
+            stream.write(f"{';'.join(activity)}\n")
         time.sleep(asked.d / 1000)
     if is_over:
         _say("", "", "dmon was stopped do to receiving a signal")

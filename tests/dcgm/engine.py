@@ -19,6 +19,8 @@ from dcgm.memory import Memory, folder, load, samples_path
 
 #: Time in s between looks at what is to be watched.
 _LOOK_S = 0.02
+#: Longest time in s between a sample's time and its counter.
+_BESIDE_S = 0.01
 
 
 def nvml_index(gpu: int) -> int:
@@ -63,8 +65,12 @@ def _is_owned() -> bool:
 
 def _sample(gpu: int) -> str:
     handle = pynvml.nvmlDeviceGetHandleByIndex(nvml_index(gpu))
-    t_s = time.monotonic()
-    counter_mj = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    while True:
+        t_s = time.monotonic()
+        counter_mj = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        # Else a busy machine kept it waiting in between, and the time is not the counter's.
+        if time.monotonic() - t_s < _BESIDE_S:
+            break
     power_w = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
     rates = pynvml.nvmlDeviceGetUtilizationRates(handle)
     used = pynvml.nvmlDeviceGetMemoryInfo(handle).used

@@ -66,9 +66,9 @@ def open_attempt(folder: Path, job_id: str) -> CellPaths:
 
 
 def test_jobs_of_the_folder_are_listed_and_found_by_number(submit: Submit, folder: Path) -> None:
-    running = submit("sleep 60", "--nodes=2", "--comment=a|b c_d", "--time=5")
-    held = submit("sleep 60", "--hold", f"--chdir={folder}")
-    elsewhere = submit("sleep 60", "--hold", f"--chdir={folder.parent}")
+    running = submit("sleep 600", "--nodes=2", "--comment=a|b c_d", "--time=5")
+    held = submit("sleep 600", "--hold", f"--chdir={folder}")
+    elsewhere = submit("sleep 600", "--hold", f"--chdir={folder.parent}")
     wait_until(lambda: any(job.state == "RUNNING" for job in jobs_here(folder)), "the job runs")
     jobs = {job.job_id: job for job in jobs_here(folder)}
     assert set(jobs) == {running, held}
@@ -110,7 +110,7 @@ def test_a_node_that_is_down_is_named_once(cluster: Cluster, folder: Path) -> No
 def test_an_attempt_is_left_alone_while_its_job_goes_on_and_ended_after_it(
     submit: Submit, folder: Path
 ) -> None:
-    job_id = submit("sleep 60")
+    job_id = submit("sleep 600")
     paths = open_attempt(folder, job_id)
     settle(folder, STUDY, [CELL], HASH)
     assert not paths.failure.exists()
@@ -181,7 +181,7 @@ def test_newer_failures_results_and_attempts_without_slurm_stay(folder: Path) ->
 def test_a_cancellation_gets_its_true_cause_once(
     submit: Submit, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_time_limit: bool
 ) -> None:
-    job_id = submit("sleep 60")
+    job_id = submit("sleep 600")
     cancel_and_wait([SlurmJob(job_id, "RUNNING")])
     paths = open_attempt(folder, job_id)
     attempt = read(Attempt, paths.attempt(job_id))
@@ -243,7 +243,7 @@ def test_a_job_that_the_controller_forgot_is_asked_of_the_accounting(
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", accounting_cluster.environment()["SLURM_CONF"])
     words = ["sbatch", "--parsable", f"--chdir={tmp_path}", "--output=/dev/null", "--comment=a|b c"]
-    job_id = accounting_cluster.run(*words, "--wrap=sleep 60").strip()
+    job_id = accounting_cluster.run(*words, "--wrap=sleep 600").strip()
     wait_until(lambda: any(job.state == "RUNNING" for job in jobs_here(tmp_path)), "the job runs")
     cancel_and_wait(jobs_here(tmp_path))
     forgetful = tmp_path / "bin" / "scontrol"

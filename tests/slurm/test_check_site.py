@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from slurm_cluster import Cluster
+from slurm_project import PATIENCE_S
 
 pytestmark = pytest.mark.slurm
 
@@ -151,7 +152,7 @@ def check_site(cluster: Cluster, site: Path, environment: Mapping[str, str] = {}
         env=own | cluster.environment() | dict(environment),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert "Traceback" not in run.stdout + run.stderr
     lines = [" ".join(line.split()) for line in run.stdout.splitlines()]

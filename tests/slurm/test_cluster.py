@@ -24,7 +24,7 @@ KEPT = {
     *("slurm.conf", "gres.conf", "cgroup.conf", "slurmdbd.conf", "hosts", "log", "munge.key", "munge.seed"),
 }
 
-CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 6818), timeout=1).close()"
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 6818), timeout=5).close()"
 
 
 def submit(cluster: Cluster, *options: str, command: str) -> int:
@@ -80,7 +80,7 @@ def test_every_task_is_on_its_node_with_its_gpus(cluster: Cluster) -> None:
 
 def test_a_task_is_found_by_its_job_and_rank(cluster: Cluster) -> None:
     options = ("--nodes=2", "--ntasks-per-node=2", "--nodelist=v100-[0-1]")
-    job_id = submit(cluster, *options, command="srun --kill-on-bad-exit=1 sleep 60")
+    job_id = submit(cluster, *options, command="srun --kill-on-bad-exit=1 sleep 600")
     node = cluster.node("v100-1")
     wait_until(lambda: set(node.task_pids(job_id)) == {2, 3}, "ranks 2 and 3 run on the second node")
     assert cluster.node("v100-2").job_pids(job_id) == []
@@ -100,11 +100,11 @@ def test_a_cancelled_job_leaves_no_process_though_its_tasks_ignore_sigterm(clust
 
 def test_only_jobs_of_the_low_partition_are_preempted(cluster: Cluster) -> None:
     shape = ("--nodes=2", "--exclusive")
-    low = submit(cluster, *shape, "--partition=low", "--nodelist=v100-[0-1]", command="sleep 60")
-    ordinary = submit(cluster, *shape, "--partition=v100", "--nodelist=v100-[2-3]", command="sleep 60")
+    low = submit(cluster, *shape, "--partition=low", "--nodelist=v100-[0-1]", command="sleep 600")
+    ordinary = submit(cluster, *shape, "--partition=v100", "--nodelist=v100-[2-3]", command="sleep 600")
     for job_id in (low, ordinary):
         wait_for_state(cluster, job_id, "RUNNING")
-    high = submit(cluster, *shape, "--partition=high", command="sleep 60")
+    high = submit(cluster, *shape, "--partition=high", command="sleep 600")
     wait_for_state(cluster, high, "RUNNING")
     assert job_state(cluster, low) == "PENDING"
     assert job_state(cluster, ordinary) == "RUNNING"
@@ -125,7 +125,7 @@ def test_a_cut_cable_separates_a_node_from_all_others_until_it_is_plugged_in_aga
 
 
 def test_jobs_outlive_their_controller_and_their_slurmd(own_cluster: Cluster) -> None:
-    job_id = submit(own_cluster, "--nodelist=v100-0", command="srun sleep 60")
+    job_id = submit(own_cluster, "--nodelist=v100-0", command="srun sleep 600")
     node = own_cluster.node("v100-0")
     wait_until(lambda: len(node.task_pids(job_id)) == 1, "the task runs")
     tasks = node.task_pids(job_id)

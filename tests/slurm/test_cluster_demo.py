@@ -11,6 +11,7 @@ import pytest
 
 from slurm_cluster import Cluster
 from slurm_cluster.__main__ import usage
+from slurm_project import PATIENCE_S
 from workflow_project import ROOT, planned_jobs
 
 pytestmark = pytest.mark.slurm
@@ -32,7 +33,7 @@ def typed(cluster: Cluster, folder: Path, *which: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

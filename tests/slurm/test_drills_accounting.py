@@ -30,15 +30,13 @@ def test_success_scancel_and_a_lost_node_with_accounting(
     gpus = {"good": gpu_type("a100"), "cancelled": gpu_type("v100"), "lost": gpu_type("v100")}
     project.write_site(gpus)
     single = project.block(gpu="good", shards=1, batch=1, length=4)
-    # No model runs in what is struck, and rank 1 is stopped, so that none ends before.
+    # No model runs in what is struck, and it is held, so that none ends before.
     pairs = project.block(engine="simulated", gpu=["cancelled", "lost"], shards=2)
     project.write_study(prompts=2, simulated_window_s=20.0, matrix=[*single, *pairs])
     cells = {paths.cell.gpu: paths for paths in project.cells()}
     targets = [paths.target for paths in cells.values()]
     run = project.start("--retries", "0", *targets)
-    for name in ("cancelled", "lost"):
-        project.await_run(cells[name])
-        project.signal_rank(cells[name], 1, "STOP")
+    project.strike({cells[name]: project.hold for name in ("cancelled", "lost")})
     lost = project.rank(cells["lost"], 0).node
     cluster.node(lost).switch_off()
     cluster.run("scancel", project.job(cells["cancelled"]))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from shardwatt.layout import CellPaths
 from slurm_project import TALKATIVE, TALKATIVE_LENGTH, SlurmProject, crawl, gpu_type, run_freely
 
 pytestmark = pytest.mark.slurm
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.slurm
 #: Cells of two ranks on two nodes, by what strikes them.
 STRUCK = ["killed", "stopped", "cut-off", "cancelled", "orphaned"]
 #: Two that start beside ten others on a busy machine meet within this time.
-COLLECTIVE_S = 30
+COLLECTIVE_S = 60
 #: Jobs that never start.
 UNSTARTED = {
     "held": gpu_type("v100", extra=["--hold"]),
@@ -39,21 +40,27 @@ def test_each_ending_has_its_reason_and_is_run_again_alone(
     crawl(cluster, nodes)
     run = project.start("--retries", "0", *targets)
 
-    project.await_run(cells["killed"])
-    killed = project.signal_rank(cells["killed"], 1, "KILL")
-    project.await_run(cells["stopped"])
-    project.signal_rank(cells["stopped"], 1, "STOP")
-    project.await_run(cells["cut-off"])
-    cut_off = project.rank(cells["cut-off"], 1).node
-    cluster.node(cut_off).cut_off()
-    project.await_run(cells["cancelled"])
-    cluster.run("scancel", project.job(cells["cancelled"]))
-    project.await_run(cells["orphaned"])
-    (orphan,) = project.attempts(cells["orphaned"])
-    project.signal(orphan.node, orphan.pid, "KILL")
+    nodes_of: dict[str, str] = {}
+
+    def kill(paths: CellPaths) -> None:
+        nodes_of["killed"] = project.signal_rank(paths, 1, "KILL").node
+
+    def cut_off(paths: CellPaths) -> None:
+        nodes_of["cut-off"] = project.rank(paths, 1).node
+        cluster.node(nodes_of["cut-off"]).cut_off()
+
+    def cancel(paths: CellPaths) -> None:
+        cluster.run("scancel", project.job(paths))
+
+    def orphan(paths: CellPaths) -> None:
+        (attempt,) = project.attempts(paths)
+        project.signal(attempt.node, attempt.pid, "KILL")
+
+    strokes = [kill, project.hold, cut_off, cancel, orphan]
+    project.strike({cells[name]: stroke for name, stroke in zip(STRUCK, strokes, strict=True)})
     cluster.run("scancel", project.job(cells["held"]))
     project.await_told(cells["cut-off"], 0)
-    cluster.node(cut_off).reconnect()
+    cluster.node(nodes_of["cut-off"]).reconnect()
 
     assert run.ended() == 1, run.output
     assert "invalid partition specified: nowhere" in run.output
@@ -74,7 +81,7 @@ def test_each_ending_has_its_reason_and_is_run_again_alone(
         assert (attempt.job_id, attempt.reason) == (failure.job_id, str(failure.reason))
         assert failure.log_tail
     failure = failures["killed"]
-    assert (failure.rank, failure.node, failure.exit_code) == (1, killed.node, -9)
+    assert (failure.rank, failure.node, failure.exit_code) == (1, nodes_of["killed"], -9)
     assert failure.node != project.attempts(cells["killed"])[0].node
     assert failure.log.endswith("rank-1.log")
     assert "rank 1 had not ended" in failures["stopped"].message

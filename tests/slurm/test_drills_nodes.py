@@ -27,10 +27,8 @@ def write_pairs(project: SlurmProject, real: str, simulated: str) -> None:
 
 
 def await_runs(project: SlurmProject, real: CellPaths, simulated: CellPaths) -> None:
-    """Wait until both cells run; that without a network to crawl on is held by a rank that is stopped."""
-    project.await_run(simulated)
-    project.signal_rank(simulated, 1, "STOP")
-    project.await_run(real)
+    """Wait until both cells run; that without a network to crawl on is held."""
+    project.strike({simulated: project.hold, real: lambda _: None})
 
 
 def test_slurm_starts_jobs_again_that_lost_a_node(make_slurm_project: Callable[..., SlurmProject]) -> None:

@@ -15,15 +15,13 @@ pytestmark = pytest.mark.slurm
 def start_and_kill(project: SlurmProject, gpus: list[str]) -> dict[str, CellPaths]:
     """Cells of two ranks whose jobs go on though the Snakemake that started them was killed.
 
-    No model runs: what becomes of the jobs is the same. Rank 1 of each is stopped, so that none ends yet.
+    No model runs: what becomes of the jobs is the same. Each is held, so that none ends yet.
     """
     block = project.block(engine="simulated", gpu=gpus, shards=2)
     project.write_study(simulated_window_s=20.0, matrix=block)
     cells = {paths.cell.gpu: paths for paths in project.cells()}
     run = project.start("--retries", "0", *(paths.target for paths in cells.values()))
-    for paths in cells.values():
-        project.await_run(paths)
-        project.signal_rank(paths, 1, "STOP")
+    project.strike(dict.fromkeys(cells.values(), project.hold))
     run.stop()
     return cells
 

@@ -18,9 +18,10 @@ def test_a_cell_ends_before_its_time_limit_and_whoever_hangs_at_it(
     project = make_slurm_project(6)
     nodes = project.cluster.layout.node_names()
     gpus = ["deadline", "late", "hung"]
-    # Slurm's signal may come up to 60 s early: not before 105 s here, and the supervisor's own end at 90 s.
+    # Slurm's signal is due 75 s before the limit, and may come up to 60 s early: after the supervisor's end.
+    site = dict.fromkeys(gpus, gpu_type("v100")) | {"deadline": gpu_type("v100", runtime_min=7)}
     project.write_site(
-        dict.fromkeys(gpus, gpu_type("v100", runtime_min=4)),
+        site,
         stop_before_limit_s=150,
         collective_timeout_s=240,
     )
@@ -33,9 +34,10 @@ def test_a_cell_ends_before_its_time_limit_and_whoever_hangs_at_it(
     for paths in cells.values():
         project.await_run(paths, prompts=1)
     late, hung = (project.attempts(cells[name])[0] for name in ("late", "hung"))
-    # So near that the signal is due, and for the other one the end.
-    for supervisor, limit_min in ((late, 3), (hung, 1)):
+    # Two to three minutes, so that the signal is due within two; and for the other one the end.
+    for supervisor, left_min in ((late, 3), (hung, 0)):
         project.signal(supervisor.node, supervisor.pid, "STOP")
+        limit_min = max(1, minutes_used(project, supervisor.job_id) + left_min)
         project.cluster.run("scontrol", "update", f"jobid={supervisor.job_id}", f"TimeLimit={limit_min}")
     # Slurm's signal reaches the ranks though their supervisor hangs.
     project.await_told(cells["late"], 0)
@@ -61,3 +63,10 @@ def test_a_cell_ends_before_its_time_limit_and_whoever_hangs_at_it(
     again = project.start(cells["hung"].target)
     assert again.ended() == 0, again.output
     assert project.told()["hung"] == ("ok", None)
+
+
+def minutes_used(project: SlurmProject, job_id: str) -> int:
+    """Whole minutes that a job has run: Slurm tells them as [[days-]hours:]minutes:seconds."""
+    used = project.cluster.run("squeue", "--noheader", f"--jobs={job_id}", "--format=%M").strip()
+    *hours, minutes, _ = (int(number) for number in used.split(":"))
+    return 60 * sum(hours) + minutes

@@ -43,7 +43,7 @@ def test_cells_of_one_job_load_once_and_are_waited_for(
     make_slurm_project: Callable[[int], SlurmProject],
 ) -> None:
     project = make_slurm_project(2)
-    project.write_site({"v100": gpu_type("v100")}, max_gpu_hours=2)
+    project.write_site({"v100": gpu_type("v100", runtime_min=5)}, max_gpu_hours=2)
     with_a_broken_data_set(project)
     shape = {"gpu": "v100", "shards": 2}
     blocks: list[dict[str, Any]] = [{"batch": 2}, {"batch": 4}, {"dataset": "broken"}, {"length": 5}]

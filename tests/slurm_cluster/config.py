@@ -9,6 +9,8 @@ from slurm_cluster.layout import CPUS_PER_NODE, MEMORY_PER_NODE_MB, Layout, Node
 #: Lines for slurm.conf, in the place of patient ones. A dead node is down after some 30 s: pings come in
 #: rounds, and each has its own time-out.
 LOSES_NODES_SOON = ("SlurmdTimeout=10", "MessageTimeout=10", "TCPTimeout=2")
+#: Whoever asks a controller that is away gives up after 20 s; Slurm's own default is 10.
+ANSWERS_SOON = ("MessageTimeout=20",)
 #: What ignores SIGTERM is gone after some 7 s.
 KILLS_SOON = ("KillWait=2",)
 

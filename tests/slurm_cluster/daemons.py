@@ -16,7 +16,7 @@ from slurm_cluster.processes import ProcessTree
 #: What the daemons see of the caller's environment: nothing of its Python, its Slurm or its locale.
 DAEMON_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
 
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 30.0
 
 

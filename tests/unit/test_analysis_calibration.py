@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,20 @@ from shardwatt.analysis.calibration import (
     store,
     too_few,
 )
-from shardwatt.analysis.calibrationcells import Observation, observe, predict
-from shardwatt.analysis.calibrationerrors import LeftOut, error
+from shardwatt.analysis.calibrationcells import Observation, observe, predict, unusable
+from shardwatt.analysis.calibrationerrors import LeftOut, Quantity, error
 from shardwatt.analysis.calibrationlengths import lengths_told, mean_output_tokens
-from shardwatt.analysis.calibrationwords import told
+from shardwatt.analysis.calibrationwords import afterwords, told
 from shardwatt.analysis.residualfigure import Group, compose, draw_residuals
 from shardwatt.analysis.survey import CellState, survey
 from shardwatt.errors import ShardwattError, SiteError
 from shardwatt.figurelist import FORMATS
+from shardwatt.layout import CellPaths
+from shardwatt.locks import alone
 from shardwatt.plan.calibrated import factors_of
 from shardwatt.plan.device import DEFAULT_FACTORS, Factors
 from shardwatt.plan.forecast import Forecaster
 from shardwatt.readings import Status, Violation
-from shardwatt.run.commit import alone
 from shardwatt.site import Site, load_site
 from shardwatt.siteplan import Calibration, CalibrationFile, Measured, calibration_file
 from shardwatt.study import Study
@@ -162,6 +165,26 @@ def test_only_cells_that_ran_are_observed(root: Path) -> None:
     assert skipped == []
 
 
+def test_cells_whose_records_are_damaged_or_outdated_are_left_out_and_counted(root: Path) -> None:
+    """A file that ends in the middle must not make a calibration from fewer cells without a word."""
+    ran, *others, old, simulated = (observed(cell) for cell in cells()[:5])
+    rehearsed = replace(simulated, cell=replace(simulated.cell, engine="simulated"))
+    for one in (ran, *others, old):
+        write_observed(root, one)
+    write_ok(root, rehearsed.cell, None, CONSTANTS)
+    for one in (*others, rehearsed):
+        record = CellPaths(root, STUDY, one.cell).record
+        record.write_bytes(record.read_bytes()[:500])
+    changed = CONSTANTS.model_copy(update={"seed": CONSTANTS.seed + 1})
+    found = [*states(root, ran, *others, rehearsed), *survey(root, STUDY, [old.cell], changed)]
+    assert [one.cell for one in observe(root, site(), found)[0]] == [ran.cell]
+    assert unusable(STUDY, found) == [
+        f"2 cells: invalid, and left out; `shardwatt cells {STUDY} --outcome invalid` says why",
+        f"1 cell: outdated, and left out; `shardwatt cells {STUDY} --outcome outdated` says why",
+    ]
+    assert unusable(STUDY, states(root, ran)) == []
+
+
 def test_an_estimate_tells_no_watts(root: Path) -> None:
     """A factor of power fitted to an estimate would repeat the estimate's own constants."""
     one = observed(cells()[0])
@@ -169,7 +192,7 @@ def test_an_estimate_tells_no_watts(root: Path) -> None:
     (found,), skipped = observe(root, site(), states(root, one))
     assert found.energy_j is None
     assert found.duration_s == pytest.approx(one.duration_s)
-    assert skipped == ["1 cells: time alone, no watts: its energy is estimated, not metered"]
+    assert skipped == ["1 cell: time alone, no watts: its energy is estimated, not metered"]
 
 
 def test_joules_that_break_a_rule_tell_no_watts(root: Path) -> None:
@@ -206,7 +229,7 @@ def test_cells_of_another_shape_than_the_model_has_now_are_left_out(root: Path) 
     (folder / "consolidated.00.pth").write_bytes(b"weights")
     seen, skipped = observe(root, site(root), other)
     assert seen == []
-    assert "1 cells: the shape of llama-7b is not the one that its cells ran with" in skipped
+    assert "1 cell: the shape of llama-7b is not the one that its cells ran with" in skipped
 
 
 def test_factors_go_by_gpu_type_and_engine() -> None:
@@ -418,7 +441,7 @@ def test_words_name_factors_errors_baselines_and_intervals() -> None:
 
 
 def test_words_name_factors_at_the_bound_and_intervals_that_there_are_not() -> None:
-    (made,) = calibrated(*(observed(cell, scatter=0.02) for cell in cells()[:6]))
+    (made,) = calibrated(*(observed(cell, scatter=0.02) for cell in cells()[:8]))
     errors: dict[Any, float] = {name: 0.1 for name in made.fit.standard_errors if name != "network"}
     bound = replace(made, fit=replace(made.fit, standard_errors=errors, at_bound=["network"]))
     assert any(" network " in line and "not told: 10 times off" in line for line in told(bound))
@@ -430,7 +453,42 @@ def test_words_name_factors_at_the_bound_and_intervals_that_there_are_not() -> N
     assert "one from the errors of cells independent of it holds a cell in" in several
     alike = [one for one in forecast if one.cell.cell.batch == 4]
     text = "\n".join(told(replace(made, left_out=alike)))
-    assert "90 % interval of a forecast's time: none; all cells are of one model, data set and batch" in text
+    assert (
+        "90 % interval of a forecast's time: none; it takes 3 combinations of model, data set and batch, and "
+        "these cells are of 1"
+    ) in text
+
+
+def test_a_wide_interval_is_told_in_times_with_three_digits() -> None:
+    """A lower end of 0.000 times would be a time of zero."""
+    (made,) = calibrated(*(observed(cell, scatter=0.02) for cell in cells()[:6]))
+    wide = [
+        LeftOut(one.cell, {**one.said, "work": (one.cell.duration_s / 500, None)}) for one in made.left_out
+    ]
+    line = next(line for line in told(replace(made, left_out=wide)) if "forecast's time" in line)
+    found = re.search(r"1/([\d,]+) to ([\d,]+) times it", line)
+    assert found is not None, line
+    assert found[1] == found[2]
+    assert int(found[1].replace(",", "")) > 10_000
+    assert re.search(r"forecast's time: 0\.\d{3} to 1\.\d\d times it", "\n".join(told(made)))
+
+
+def test_an_entry_that_is_no_better_than_the_assumptions_says_so_when_it_is_written() -> None:
+    made = of_time_alone()
+    assert afterwords(made) is None
+    lost = [
+        LeftOut(one.cell, {**one.said, "forecast": said, "assumed": one.said["work"], "mean": (1e9, None)})
+        for one in made.left_out
+        for said in (one.said["mean"],)
+    ]
+    assert afterwords(replace(made, left_out=lost)) == (
+        "v100/reference: predicts the time of cells that it has not seen no better than the assumptions do, "
+        "and is written all the same; remove the entry to plan with the assumptions again"
+    )
+    nothing = replace(made, fit=replace(made.fit, factors=made.assumed, standard_errors={}, at_bound=[]))
+    assert afterwords(nothing) == (
+        "v100/reference: these cells told no factor; forecasts are those of the assumptions, as before"
+    )
 
 
 def test_losing_to_a_baseline_is_said() -> None:
@@ -466,6 +524,54 @@ def test_lengths_are_told_and_not_stored(root: Path) -> None:
 
 def _drawn(one: Observation, mean: float) -> int:
     return round(one.prompts * mean * -math.expm1(-one.cell.length / mean))
+
+
+def test_a_wide_interval_moves_no_mark_of_the_figure_and_is_told() -> None:
+    """An interval of 14 decades is cut at the axis, which is as long as the marks need it; an ordinary one
+    is whole."""
+    made = of_noisy_cells()
+    wide: dict[Quantity, tuple[float, float]] = {
+        "duration_s": (1 / 206, 206.0),
+        "energy_j": (3.25e-7, 3.08e6),
+    }
+    drawn = compose([Group(made.key, 0, made.left_out, wide)], STUDY)
+    bare = compose([Group(made.key, 0, made.left_out, {})], STUDY)
+    for axes, same in zip(drawn.axes, bare.axes, strict=True):
+        assert axes.get_ylim() == same.get_ylim()
+    usual = {name: (1 / (1.2 * high), 1.2 * high) for name, (_, high) in made.spread().items()}
+    plain = compose([Group(made.key, 0, made.left_out, usual)], STUDY)
+    for axes, same, (low, high) in zip(plain.axes, bare.axes, usual.values(), strict=True):
+        bottom, top = axes.get_ylim()
+        assert bottom < low < high < top
+        assert top > same.get_ylim()[1]
+    words = " ".join(" ".join(text.get_text() for text in drawn.texts).split())
+    assert (
+        "v100/reference, 90 % intervals beyond the axis: time 1/206 to 206 times the forecast, "
+        "energy 1/3,080,000 to 3,080,000 times the forecast."
+    ) in words
+    assert "beyond the axis" not in " ".join(text.get_text() for text in plain.texts)
+
+
+@pytest.mark.parametrize("off", [1.0, 1.25, 1.9, 4.0, 9.0, 60.0, 1e5])
+def test_labels_of_measured_over_predicted_stand_apart_whatever_the_reach(off: float) -> None:
+    made = of_time_alone()
+    marks = [
+        LeftOut(one.cell, {**one.said, "work": (one.cell.duration_s / factor, None)})
+        for one, factor in zip(made.left_out, (off, 1 / off), strict=False)
+    ]
+    drawn = compose([Group(made.key, 0, marks, {})], STUDY)
+    drawn.draw_without_rendering()
+    (axes,) = drawn.axes
+    labels = [label for label in axes.get_yticklabels() if label.get_text()]
+    bottom, top = axes.get_ylim()
+    boxes = [
+        label.get_window_extent()
+        for place, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+        if bottom <= place <= top and label.get_text()
+    ]
+    assert len(boxes) >= 3, [label.get_text() for label in labels]
+    boxes.sort(key=lambda box: box.y0)
+    assert all(lower.y1 <= upper.y0 for lower, upper in pairwise(boxes))
 
 
 def test_the_figure_shows_time_and_energy_and_is_the_same_again(tmp_path: Path) -> None:

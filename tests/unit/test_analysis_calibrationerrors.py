@@ -256,23 +256,24 @@ def test_an_interval_by_hand() -> None:
     found = [left_out(0.1 * sign, index) for index, sign in enumerate((1, -1, 1, -1))]
     half = 2.353 * 0.1 * math.sqrt(1.25)
     assert spread(found, "work", "duration_s") == pytest.approx((math.exp(-half), math.exp(half)))
-    assert spread(found[:1], "work", "duration_s") is None
+    assert spread(found[:3], "work", "duration_s") is not None
+    assert spread(found[:2], "work", "duration_s") is None, "two tell next to nothing of how they scatter"
     assert spread(found, "forecast", "duration_s") is None
 
 
 def test_errors_of_one_draw_of_prompts_are_one_error() -> None:
-    """Forecasts of a batch are off by the same walk, whatever length and shards: two batches of twelve cells
-    each know no more than two do, t of 1 degree 6.314, and the others' interval is that of one: none."""
+    """Forecasts of a batch are off by the same walk, whatever length and shards: three batches of twelve
+    cells each know no more than three do, t of 2 degrees 2.920, and the others' interval is that of two."""
     found = []
-    for batch, off in ((4, 0.1), (8, -0.1)):
+    for batch, off in ((4, 0.1), (8, -0.1), (16, 0.1)):
         for length in range(1, 13):
             one = observed(replace(cells()[0], batch=batch, length=length))
             found.append(LeftOut(one, {"forecast": (one.duration_s / math.exp(off), None)}))
-    half = 6.314 * 0.1 * math.sqrt(1.5)
+    half = 2.920 * 0.1 * math.sqrt(4 / 3)
     interval = spread(found, "forecast", "duration_s")
     assert interval == pytest.approx((math.exp(-half), math.exp(half)))
     assert coverage(found, "forecast", "duration_s") == (0, 0)
-    assert spread(found[:12], "forecast", "duration_s") is None
+    assert spread(found[:24], "forecast", "duration_s") is None
 
 
 def test_an_interval_holds_its_prediction_even_where_all_cells_were_slower() -> None:

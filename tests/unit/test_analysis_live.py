@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from shardwatt.plan.leftout import LeftOut
 from shardwatt.plan.memory import MemoryNeed
 from shardwatt.recordfiles import write
 from shardwatt.run.exchange import Progress, write_progress
+from shardwatt.run.workfolder import OWNER_FILE, Owner
 from shardwatt.slurmjob import SlurmJob
 from synthetic_cells import CONSTANTS, STARTED, STUDY, make_cell, write_failed, write_ok, write_outdated
 
@@ -91,16 +91,39 @@ def test_a_valid_result_beats_everything(tmp_path: Path) -> None:
     assert state_of(tmp_path, [RUNNING]).state is State.OK
 
 
+LOCAL = "local-20260102T030405-7-0123abcd"
+
+
+def local_attempt(base: Path, owner: Owner) -> None:
+    """An attempt on this machine that has begun and not ended, and its work folder."""
+    paths = CellPaths(base, STUDY, CELL)
+    paths.logs.mkdir(parents=True)
+    attempt = Attempt(job_id=LOCAL, node=platform.node(), pid=owner.pid, started_at=STARTED)
+    write(attempt, paths.attempt(LOCAL))
+    make_work(base, LOCAL, Progress(stage="load", since_s=1.0))
+    (work,) = paths.work(LOCAL).parent.iterdir()
+    (work / OWNER_FILE).write_text(owner.model_dump_json())
+
+
 @pytest.mark.parametrize("is_alive", [True, False])
 def test_an_attempt_on_this_machine_runs_while_its_supervisor_lives(tmp_path: Path, is_alive: bool) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    paths = CellPaths(tmp_path, STUDY, CELL)
-    paths.logs.mkdir(parents=True)
-    job_id = "local-20260102T030405-7"
-    pid = os.getpid() if is_alive else ended.pid
-    write(Attempt(job_id=job_id, node=platform.node(), pid=pid, started_at=STARTED), paths.attempt(job_id))
-    make_work(tmp_path, job_id, Progress(stage="load", since_s=1.0))
+    owner = Owner.this() if is_alive else Owner.this().model_copy(update={"pid": ended.pid})
+    local_attempt(tmp_path, owner)
     state = state_of(tmp_path)
     assert state.state is (State.RUNNING if is_alive else State.MISSING)
     assert state.reason == ("load" if is_alive else "no_end")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"started_ticks": 1}, {"boot_id": "0" * 36}, {"pid_space": 1}],
+    ids=["number taken again", "machine started anew", "container"],
+)
+def test_a_process_of_the_same_number_that_is_another_runs_nothing(
+    tmp_path: Path, other: dict[str, object]
+) -> None:
+    local_attempt(tmp_path, Owner.this().model_copy(update=other))
+    state = state_of(tmp_path)
+    assert (state.state, state.reason) == (State.MISSING, "no_end")

@@ -19,8 +19,8 @@ from shardwatt.analysis.tables import TABLES
 from shardwatt.cell import Cell
 from shardwatt.errors import RecordError, ShardwattError
 from shardwatt.layout import CellPaths
+from shardwatt.locks import alone
 from shardwatt.readings import Status
-from shardwatt.run.commit import alone
 from shardwatt.study import Block, Study
 from synthetic_cells import (
     CONSTANTS,

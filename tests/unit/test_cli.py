@@ -22,12 +22,21 @@ from shardwatt.cli import main
 from shardwatt.cli.leftovers import left_by
 from shardwatt.cli.options import Place
 from shardwatt.layout import CELL_FILES, CellPaths
+from shardwatt.locks import alone
 from shardwatt.models import find_checkpoint, fingerprint
 from shardwatt.recordfiles import write
 from shardwatt.records import Outcome
-from shardwatt.run.commit import alone
 from shardwatt.site import load_site
-from small_project import BLOCK, DATASETS, make_checkpoint, make_root, make_site, site_content, write_yaml
+from small_project import (
+    BLOCK,
+    DATASETS,
+    make_checkpoint,
+    make_root,
+    make_site,
+    site_content,
+    study_content,
+    write_yaml,
+)
 from synthetic_cells import (
     CONSTANTS,
     STARTED,
@@ -291,6 +300,26 @@ def test_mistakes_end_in_one_message(shardwatt: Shardwatt, words: list[str], cod
     assert told in refusal(shardwatt(*words), code)
 
 
+def test_an_axis_without_a_value_is_not_called_misspelt(shardwatt: Shardwatt) -> None:
+    assert refusal(shardwatt("cells", STUDY, "--where", "batch")).startswith(
+        "shardwatt: --where batch: expected AXIS=VALUE; axes: engine, model, "
+    )
+
+
+@pytest.mark.parametrize(("encoding", "style"), [("latin-1", "table"), ("ascii", "markdown")])
+def test_a_letter_that_an_encoding_lacks_is_told_by_its_number(root: Path, encoding: str, style: str) -> None:
+    matrix = [{**BLOCK, "name": "九" * 80, "batch": batch} for batch in (1, 2)]
+    write_yaml(root / "config" / "studies" / "odd.yaml", study_content(matrix=matrix))
+    run = subprocess.run(
+        [sys.executable, "-m", "shardwatt", "plan", "odd", "--format", style],
+        cwd=root,
+        env=environment() | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "COLUMNS": "140"},
+        capture_output=True,
+    )
+    assert run.returncode == 0, run.stderr.decode(errors="replace")
+    assert r"\u4e5d" in run.stdout.decode(encoding)
+
+
 def test_outside_a_project_it_says_where_to_go(shardwatt: Shardwatt, tmp_path: Path) -> None:
     assert "go to the project's folder or pass --root" in refusal(shardwatt("cells", STUDY, cwd=tmp_path))
 
@@ -316,7 +345,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(root: Path, style: str) -> No
     assert process.stderr is not None
     process.stdout.close()
     errors = process.stderr.read()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=600) == 1
     assert errors == ""
 
 
@@ -330,7 +359,7 @@ def test_ctrl_c_ends_in_one_word(root: Path) -> None:
     )  # fmt: skip
     with site.open("w"):  # returns once the command has opened it
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert errors.strip() == "shardwatt: interrupted"
 

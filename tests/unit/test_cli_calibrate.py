@@ -124,6 +124,19 @@ def test_a_dry_run_says_the_same_and_writes_nothing(root: Path, shardwatt: Shard
     assert not (root / "results" / STUDY / "calibration.svg").exists()
 
 
+def test_a_damaged_record_is_counted_and_the_command_that_shows_it_is_named(
+    root: Path, shardwatt: Shardwatt
+) -> None:
+    record = next((root / "results" / STUDY).rglob("gpu=v100/**/result.json"))
+    record.write_bytes(record.read_bytes()[:500])
+    run = shardwatt("calibrate", STUDY, "--dry-run")
+    assert run.returncode == 0, run.stderr
+    assert "v100/reference: 6 cells" in run.stdout
+    assert (
+        f"1 cell: invalid, and left out; `shardwatt cells {STUDY} --outcome invalid` says why" in run.stderr
+    )
+
+
 def test_a_study_with_too_few_cells_is_refused_with_what_to_run(root: Path, shardwatt: Shardwatt) -> None:
     study = {"title": "A test", "prompts": CONSTANTS.prompts, "matrix": [{**MATRIX, "batch": 4}]}
     write_yaml(root / "config" / "studies" / f"{STUDY}.yaml", study)

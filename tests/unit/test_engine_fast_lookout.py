@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +15,19 @@ from shardwatt.engine.fast.loop import Fast
 from shardwatt.engine.load import load_engine
 from shardwatt.engine.protocol import Sampling
 from shardwatt.errors import CellFailure, Reason
+
+
+class Clock:
+    """Stands still but for pauses, which it notes."""
+
+    def __init__(self) -> None:
+        self.pauses_s: list[float] = []
+
+    def monotonic(self) -> float:
+        return sum(self.pauses_s)
+
+    def sleep(self, pause_s: float) -> None:
+        self.pauses_s.append(pause_s)
 
 
 class Event:
@@ -42,19 +54,14 @@ def waiting_for(event: Event, timeout_s: float | None) -> Lookout[str]:
 
 
 def test_a_step_of_several_ranks_that_does_not_end_fails_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    slept = time.sleep
-
-    def sleep(pause_s: float) -> None:
-        pauses.append(pause_s)
-        slept(pause_s)
-
-    monkeypatch.setattr(time, "sleep", sleep)
+    clock = Clock()
+    monkeypatch.setattr("shardwatt.engine.fast.lookout.time", clock)
     with pytest.raises(CellFailure, match=r"not ended within 0\.2 s.*collective_timeout_s") as caught:
         waiting_for(Event(None), 0.2).seen()
     assert caught.value.reason is Reason.COLLECTIVE_TIMEOUT
-    assert pauses == sorted(pauses)
-    assert pauses[-1] == 1e-3 > 4 * pauses[0]
+    assert clock.pauses_s == sorted(clock.pauses_s)
+    assert clock.pauses_s[-1] == 1e-3 > 4 * clock.pauses_s[0]
+    assert sum(clock.pauses_s) == pytest.approx(0.2, abs=2e-3)
 
 
 @pytest.mark.parametrize("looks", [0, 5])

@@ -61,7 +61,7 @@ def captured(rank: int) -> dict[str, Any]:
 
 def be_rank(folder: str, rank: int) -> None:
     group = join(
-        Path(folder), rank=rank, count=RANKS, device="cpu", start_timeout_s=60, collective_timeout_s=60
+        Path(folder), rank=rank, count=RANKS, device="cpu", start_timeout_s=600, collective_timeout_s=600
     )
     report = {"joined": side_by_side(), "captured": captured(rank)}
     Path(folder, f"report-{rank}.json").write_text(json.dumps(report))
@@ -74,7 +74,7 @@ def test_ranks_join_columns_and_give_up_capturing_together(tmp_path: Path) -> No
     processes = [subprocess.Popen([*words, str(rank)]) for rank in range(RANKS)]
     try:
         for process in processes:
-            assert process.wait(timeout=120) == 0
+            assert process.wait(timeout=600) == 0
     finally:
         for process in processes:
             process.kill()

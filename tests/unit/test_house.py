@@ -41,6 +41,7 @@ FLOORS = {
     "jobshape": 1,
     "layout": 1,
     "leftovers": 1,
+    "locks": 1,
     "matrix": 1,
     "mistakes": 1,
     "models": 1,

@@ -39,4 +39,4 @@ def test_each_attempt_of_each_cell_works_in_a_folder_of_its_own_outside_the_cell
 
 
 def test_a_work_folders_name_is_short_enough_for_any_file_system() -> None:
-    assert len(PATHS.work("local-20261121T110416-10824").name) < 100
+    assert len(PATHS.work("local-20261121T110416-4194304-0123abcd").name) < 100

@@ -453,7 +453,7 @@ def test_the_cells_of_each_block_are_told_apart(place: tuple[Path, Site]) -> Non
 def test_simulated_engines_need_no_checkpoint(place: tuple[Path, Site]) -> None:
     found = cells(place, **blocks(engine=["simulated", "simulated-fast"], model="llama-30b", shards=4))
     assert [cell.engine for cell in found] == ["simulated", "simulated-fast"]
-    with pytest.raises(StudyError, match="unknown model 'llama-30b'"):
+    with pytest.raises(StudyError, match="no checkpoint of model 'llama-30b'"):
         cells(place, **blocks(model="llama-30b", shards=4))
 
 
@@ -667,7 +667,7 @@ def test_results_can_be_read_where_the_models_are_not(place: tuple[Path, Site], 
     root, site = place
     elsewhere = site.model_copy(update={"models": tmp_path / "no models here"})
     study = Study(**study_content())
-    with pytest.raises(StudyError, match="unknown model"):
+    with pytest.raises(StudyError, match="no checkpoint of model"):
         expand(root, "mine", study, elsewhere)
     without = expand(root, "mine", study, elsewhere, with_models=False)
     assert without == expand(root, "mine", study, site)

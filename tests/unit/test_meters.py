@@ -22,8 +22,8 @@ import yaml
 
 import simulated_dcgm
 import simulated_nvml
-from powercap import add_domain
-from shardwatt.checks.idle import CounterSteps, DeviceSamples
+from powercap import add_domain, set_energy
+from shardwatt.checks.idle import CounterSteps, DeviceSamples, read_idle
 from shardwatt.power.protocol import Sample
 from small_project import site_content
 
@@ -49,15 +49,19 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "shardwatt", "meters", "--seconds", str(seconds), *words]
     return subprocess.run(
-        command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=600, check=False
     )
 
 
 def look(environment: dict[str, str], *words: str, seconds: float = 1) -> dict[str, Any]:
-    done = run(environment, "--json", *words, seconds=seconds)
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == (0 if any(map(measures, found["rows"])) else 1), done.stderr
-    return found
+    """What it finds; for longer where a busy machine kept it from looking, and ticks of 0.1 s were missed."""
+    while True:
+        done = run(environment, "--json", *words, seconds=seconds)
+        found: dict[str, Any] = json.loads(done.stdout)
+        assert done.returncode == (0 if any(map(measures, found["rows"])) else 1), done.stderr
+        if found["sampling"]["max_gap_s"] < 0.2 or seconds > 8:
+            return found
+        seconds *= 3
 
 
 def measures(row: dict[str, Any]) -> bool:
@@ -118,6 +122,22 @@ def test_a_counter_that_stands_or_falls_has_no_power_and_never_zero(values: list
     assert steps.over_integral(samples_of(60.0, 5.0)) is None
     assert steps.ran_backwards == (4.0 in values)
     assert steps.moved == (len(set(values)) > 1)
+
+
+def test_a_busy_machine_that_takes_all_the_time_for_the_first_look_gets_a_second_sample() -> None:
+    """Of one alone there is no period, and no power of an estimate."""
+
+    def look_at_leisure() -> list[Sample]:
+        time.sleep(0.2)
+        return [Sample(t_s=time.monotonic(), device=0, counter_j=1.0)]
+
+    found = read_idle(
+        {"power": lambda: [Sample(t_s=time.monotonic(), device=0, power_w=60.0)]},
+        {"counter": look_at_leisure},
+        seconds=0.1,
+        period_s=0.1,
+    )
+    assert len(found.samples["power", 0].samples) == 2
 
 
 def test_every_gpu_is_read_with_its_counter_its_power_and_its_limits(
@@ -192,18 +212,14 @@ def test_only_visible_gpus_are_read(
 def moving(tmp_path: Path) -> Iterator[Path]:
     """A folder of power domains with a package of two sockets, 100 W together, while the test runs."""
     root = tmp_path / "powercap"
-    files = [
-        (add_domain(root, f"intel-rapl:{socket}", f"package-{socket}") / "energy_uj") for socket in (0, 1)
-    ]
+    folders = [add_domain(root, f"intel-rapl:{socket}", f"package-{socket}") for socket in (0, 1)]
     stopped = threading.Event()
 
     def move() -> None:
         begin_s = time.monotonic()
         while not stopped.wait(0.01):
-            for path in files:
-                # In place and of one length: a reader never sees half of it.
-                with path.open("r+b", buffering=0) as stream:
-                    stream.write(f"{round(50e6 * (time.monotonic() - begin_s)):015d}".encode())
+            for folder in folders:
+                set_energy(folder, 50 * (time.monotonic() - begin_s))
 
     mover = threading.Thread(target=move)
     mover.start()
@@ -299,7 +315,7 @@ def on_terminal(environment: dict[str, str], columns: int) -> str:
     except OSError:  # Linux's end of a terminal
         pass
     os.close(parent)
-    process.wait(60)
+    process.wait(timeout=600)
     return shown.decode()
 
 

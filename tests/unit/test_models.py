@@ -25,6 +25,7 @@ from shardwatt.models import (
     open_checkpoint,
     read_architecture,
     recipe_file,
+    unknown_shape,
 )
 from small_project import PARAMS_65B, make_checkpoint, make_root, write_yaml
 
@@ -158,19 +159,53 @@ def test_a_recipe_is_made_once_for_all_shard_counts_unless_it_says_more(root: Pa
 def test_an_unknown_model_gets_a_suggestion_from_recipes_and_folders(root: Path, models: Path) -> None:
     write_yaml(recipe_file(root, "tiny"), RECIPE)
     make_checkpoint(models / "llama-65b", 8)
+    (models / ".lama-65b-0a1b2c3d").mkdir()
     message = refusal(root, models, "lama-65b", 8)
     assert message.startswith("unknown model 'lama-65b'; did you mean 'llama-65b'?; ")
     assert message.endswith("known: llama-65b, tiny")
 
 
 def test_a_models_folder_that_is_not_there_is_no_crash(root: Path, models: Path) -> None:
-    assert "known: none" in refusal(root, models, "llama-65b", 8)
+    assert "known: none" in refusal(root, models, "mine", 8)
+
+
+@pytest.mark.parametrize("model", ["llama-65b", "my-9b"])
+def test_of_a_model_whose_shape_is_known_the_checkpoint_is_missed_alone(
+    root: Path, models: Path, model: str
+) -> None:
+    shape = {"dim": 4096, "n_layers": 40, "n_heads": 32, "hidden_dim": 14_336, "vocab_size": 64_000}
+    write_yaml(root / "config" / "architectures.yaml", {"architectures": {"my-9b": shape}})
+    assert refusal(root, models, model, 8) == (
+        f"no checkpoint of model '{model}': expected one in {models / model} (the site's key `models`, or "
+        "SHARDWATT_MODELS); `shardwatt plan STUDY` forecasts without one"
+    )
+
+
+def test_a_shape_that_is_not_known_gets_a_suggestion_or_else_the_list(root: Path, models: Path) -> None:
+    write_yaml(recipe_file(root, "tiny"), RECIPE)
+    (models / "qwen-7b").mkdir(parents=True)
+    near, far = (unknown_shape(root, models, name) for name in ("llama-65", "qwen-7b"))
+    assert near.startswith("the shape of model 'llama-65' is not known here; did you mean 'llama-65b'?; put ")
+    assert far.startswith(
+        f"the shape of model 'qwen-7b' is not known here; known: {', '.join(CATALOGUE)}, tiny; put "
+    )
 
 
 def test_a_folder_without_a_checkpoint_is_not_called_unknown(root: Path, models: Path) -> None:
     (models / "mine").mkdir(parents=True)
     assert refusal(root, models, "mine", 1).startswith(
         f"model 'mine': {models / 'mine'} holds no checkpoint; expected Meta's layout (params.json, "
+    )
+
+
+def test_a_folder_of_checkpoints_is_told_by_theirs(models: Path) -> None:
+    for shards in (10, 2):
+        make_checkpoint(models / "mine" / f"shards-{shards}", shards)
+    (models / "mine" / "shards-4").mkdir()
+    with pytest.raises(ModelError) as caught:
+        open_checkpoint(models / "mine")
+    assert str(caught.value) == (
+        f"{models / 'mine'} holds no checkpoint itself; shards-2 and shards-10 in it do: name one of them"
     )
 
 

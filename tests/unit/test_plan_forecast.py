@@ -13,6 +13,7 @@ import yaml
 from shardwatt.cell import Cell
 from shardwatt.datasheets import DATA_SHEETS
 from shardwatt.errors import StudyError
+from shardwatt.plan.cellforecast import CellForecast
 from shardwatt.plan.forecast import Forecaster
 from shardwatt.plan.warned import Warned
 from shardwatt.study import Study
@@ -203,7 +204,8 @@ def calibration(**changes: Any) -> dict[str, Any]:
 
 def test_a_calibration_changes_its_own_engine_and_gives_intervals(tmp_path: Path) -> None:
     plain = forecaster(tmp_path)
-    slow = calibration(bandwidth=0.1, compute=0.1, spread={"duration_s": [0.8, 1.5]})
+    fitted_to = ["compute", "bandwidth"]
+    slow = calibration(bandwidth=0.1, compute=0.1, fitted=fitted_to, spread={"duration_s": [0.8, 1.5]})
     fitted = forecaster(tmp_path, **slow)
     before, after = plain.cell(CELL), fitted.cell(CELL)
     assert before.duration_s is not None
@@ -218,8 +220,56 @@ def test_a_calibration_changes_its_own_engine_and_gives_intervals(tmp_path: Path
     assert any(note.startswith("watts and joules not calibrated") for note in after.notes)
     assert not any("time" in note and "not calibrated" in note for note in after.notes)
     spread = {"duration_s": [0.8, 1.5], "energy_j": [0.7, 1.4]}
-    both = forecaster(tmp_path, **calibration(spread=spread)).cell(CELL)
+    both = forecaster(tmp_path, **calibration(fitted=fitted_to, spread=spread)).cell(CELL)
     assert not any("not calibrated" in note for note in both.notes)
+
+
+def test_a_calibration_that_told_no_factor_is_none_and_one_that_told_some_names_the_others(
+    tmp_path: Path,
+) -> None:
+    """An entry has an interval, whatever its cells told."""
+    spread = {"duration_s": [0.8, 1.5], "energy_j": [0.7, 1.4]}
+
+    def made(**changes: Any) -> CellForecast:
+        return forecaster(tmp_path, **calibration(spread=spread, **changes)).cell(CELL)
+
+    assert not forecaster(tmp_path).cell(CELL).is_calibrated
+    nothing, some = made(), made(fitted=["compute", "power"], at_bound=["launch"])
+    assert nothing.duration_range_s is not None
+    assert not nothing.is_calibrated
+    assert some.is_calibrated
+    assert made(at_bound=["launch"]).is_calibrated, "forecasts use it"
+    assert (
+        "not calibrated: the 9 cells of the calibration told no factor, so that all are as assumed, and the "
+        "intervals alone come from cells"
+    ) in nothing.notes
+    assert not any("without an interval" in note for note in nothing.notes)
+    assert "the calibration could not tell `bandwidth`, `network`: as assumed" in some.notes
+    every = made(fitted=["compute", "bandwidth", "network", "launch", "power"])
+    assert not any("as assumed" in note for note in every.notes)
+
+
+def test_nobody_is_told_to_calibrate_what_a_calibration_could_not_tell(tmp_path: Path) -> None:
+    processors = replace(CELL, gpu="cpu", precision="fp32", shards=2)
+
+    def told(**changes: Any) -> list[str]:
+        calibrated = {
+            "calibration": {"cpu/reference": calibration()["calibration"]["v100/reference"] | changes}
+        }
+        plan = forecaster(tmp_path, **(calibrated if changes else {}))
+        return [note for note in plan.cell(processors).notes if "; give " in note]
+
+    links = "cpu: 1 GB/s between ranks of a machine and 200 us a message are assumed; give links.inside"
+    cores, warned = told()
+    assert cores.endswith("; give gpus.cpu.peak, or calibrate")
+    assert warned == Warned(f"{links}, or calibrate")
+    cores, warned = told(fitted=["launch"])
+    assert cores.endswith("; give gpus.cpu.peak")
+    assert isinstance(warned, Warned)
+    assert warned == f"{links}; the calibration could not tell it"
+    cores, noted = told(fitted=["network"])
+    assert not isinstance(noted, Warned)
+    assert noted == links
 
 
 def test_what_is_assumed_around_the_window_is_said_after_a_calibration_too(tmp_path: Path) -> None:
@@ -341,6 +391,30 @@ def test_the_cache_is_as_long_as_the_longest_prompt_that_is_known(tmp_path: Path
     assert fixed.kv_cache_gib == assumed.kv_cache_gib
     other = forecaster(tmp_path).need(replace(CELL, dataset="alpaca"))
     assert other == assumed, "nobody says how long its prompts are"
+
+
+def test_prompts_that_leave_no_room_for_a_token_are_a_warning(tmp_path: Path) -> None:
+    make_root(tmp_path)
+
+    def said(cell: Cell = CELL, **study: Any) -> list[str]:
+        notes = with_study(tmp_path, study, V100).cell(cell).notes
+        return [note for note in notes if isinstance(note, Warned) and "prompt_too_long" in note]
+
+    assert not said(cache_tokens=20), "nobody says how long the prompts are"
+    with_tokens(tmp_path)
+    assert said(cache_tokens=316) == [
+        "gsm8k: prompts have up to 316 tokens, and prompt and response together 316 positions, the study's "
+        "cache_tokens: cells that draw a prompt which leaves no room for a token are planned with it cut, "
+        "and fail when they are run (prompt_too_long); raise cache_tokens"
+    ]
+    assert said(cache_tokens=20, prompts=1)
+    assert not said(cache_tokens=317)
+    assert not said()
+    shape = {"dim": 4096, "n_layers": 2, "n_heads": 32, "hidden_dim": 64, "vocab_size": 64, "context": 256}
+    write_yaml(tmp_path / "config" / "architectures.yaml", {"architectures": {"short": shape}})
+    for study in ({}, {"cache_tokens": 512}):
+        (note,) = said(replace(CELL, model="short"), **study)
+        assert "256 positions, the context of short: " in note
 
 
 def test_a_batch_has_no_more_rows_than_there_are_prompts(tmp_path: Path) -> None:
@@ -480,6 +554,13 @@ def test_a_cap_on_cells_that_mostly_wait_for_collectives_is_said_not_to_be_belie
     assert not is_warned(replace(CELL, cap="250")), "as much as the TDP"
     assert not is_warned(CELL)
     assert not is_warned(replace(CELL, model="llama-7b", shards=1, cap="150"))
+
+
+def test_what_holds_no_limit_is_told_with_the_limit_that_it_is(tmp_path: Path) -> None:
+    plan = forecaster(tmp_path, power_limits={"set_by": "nvml"}, **calibration(power=1e6))
+    for cap, limit in (("none", "TDP 250 W"), ("150", "cap 150")):
+        notes = plan.cell(replace(CELL, cap=cap)).notes
+        assert f"{limit}: v100-pcie-32gb draws more at rest" in notes
 
 
 def test_more_ranks_on_a_node_take_more_of_its_memory(tmp_path: Path) -> None:

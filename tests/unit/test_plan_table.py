@@ -22,6 +22,7 @@ from shardwatt.plan.columns import PLAN_COLUMNS, PlanRow, markdown, values, with
 from shardwatt.plan.digits import duration, in_line
 from shardwatt.plan.markdown import as_markdown
 from shardwatt.plan.memory import MemoryNeed
+from shardwatt.plan.price import carbon_kg, cost
 from shardwatt.plan.table import Plan, as_json, make_plan, write_csv
 from shardwatt.plan.totals import SUMMED, Sum
 from shardwatt.plan.view import view
@@ -31,6 +32,7 @@ from small_project import BLOCK, make_site, study_content
 
 DOCS = Path(__file__).parents[2] / "docs" / "plan.md"
 PRICES = {"currency": "EUR", "gpu_hour": 2.0, "source": "a test"}
+CARBON = {"g_per_kwh": 380.0, "source": "a test", "year": 2025}
 NEED = MemoryNeed(weights_gib=15.5, kv_cache_gib=8.0, activations_gib=1.0, workspace_gib=0.75)
 TOO_MUCH = MemoryNeed(weights_gib=15.5, kv_cache_gib=28.0, activations_gib=1.0, workspace_gib=0.75)
 
@@ -406,11 +408,60 @@ def test_a_job_that_may_take_longer_says_how_long() -> None:
 
 def test_intervals_stand_at_their_section() -> None:
     one, other = cell(), cell(batch=128)
-    ranges = {"duration_range_s": (1620.0, 2070.0), "energy_range_j": (1.62e6, 1.8e6)}
+    ranges = {"duration_range_s": (1620.0, 2070.0), "energy_range_j": (1.62e6, 1.8e6), "is_calibrated": True}
     plan = plan_of([one, other], special={one: ranges, other: ranges})
     assert line_with("90 %", plan).endswith("90 % interval: time -10 to +15 %, energy -10 to +0 %")
     assert lines(plan)[1] == "Estimates, calibrated with finished cells."
     assert "not calibrated: `shardwatt calibrate`" in lines(plan_of([one]))[1]
+
+
+def test_an_interval_wider_than_a_factor_of_two_is_told_in_times() -> None:
+    """In per cent its lower end would be -100 %, a time of zero."""
+    one = cell()
+    ranges = {"duration_range_s": (1800 / 206, 1800 * 206.0), "energy_range_j": (0.95 * 1.8e6, 1.8e6 / 0.95)}
+    plan = plan_of([one], special={one: ranges})
+    assert line_with("90 %", plan).endswith("90 % interval: time 1/206 to 206 times, energy -5 to +5 %")
+    plan = plan_of([one], special={one: {"duration_range_s": (0.45 * 1800, 2.2 * 1800)}})
+    assert line_with("90 %", plan).endswith("90 % interval: time 1/2.22 to 2.20 times")
+
+
+def test_an_interval_alone_makes_no_forecast_calibrated() -> None:
+    """Cells that told no factor give the assumptions an interval, and no more."""
+    one, other = cell(), cell(engine="fast")
+    ranges = {"duration_range_s": (1620.0, 2070.0), "energy_range_j": None}
+    plan = plan_of([one, other], special={one: {**ranges, "is_calibrated": True}, other: ranges})
+    assert "not calibrated for fast on v100: `shardwatt calibrate`" in " ".join(lines(plan)[1:3])
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, "No cost and no carbon: that takes the site's keys `prices`, `pue` and `carbon`"),
+        ({"pue": 1.2}, "No cost and no carbon: that takes the site's keys `prices` and `carbon`"),
+        (
+            {"prices": {"currency": "EUR", "kwh": 0.3, "source": "a test"}, "carbon": CARBON},
+            "No cost and no carbon: that takes the site's key `pue`",
+        ),
+        (
+            {"prices": {"currency": "EUR", "source": "a test"}, "carbon": CARBON, "pue": 1.2},
+            "No cost: that takes the site's key `prices.kwh`",
+        ),
+        ({"prices": PRICES, "pue": 1.2}, "No carbon: that takes the site's key `carbon`"),
+        ({"prices": PRICES, "carbon": CARBON}, "No carbon: that takes the site's key `pue`"),
+    ],
+    ids=["nothing", "pue", "no pue", "no price", "no carbon", "hours have a price"],
+)
+def test_keys_that_the_site_has_are_not_asked_for(keys: dict[str, Any], said: str) -> None:
+    place = make_site(Path("here"), **keys)
+
+    def forecasts(one: Cell) -> CellForecast:
+        """Of a job of a kWh."""
+        hours = cost(place, one.gpu, device_hours=8.0, energy_j=3.6e6)
+        return forecast(one, cost=hours, carbon_kg=carbon_kg(place, 3.6e6))
+
+    study = Study.model_validate(study_content(matrix=[BLOCK]))
+    plan = make_plan("paper", study, place, [[cell()]], forecasts)
+    assert f"{said} (config/README.md)." in " ".join(lines(plan))
 
 
 def test_notes_stand_once_with_the_number_of_their_cells() -> None:

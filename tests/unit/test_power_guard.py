@@ -180,7 +180,7 @@ def test_what_a_killed_guard_leaves_is_mended_by_the_next_cell_capped_or_not(
     ]
     if cap_w is None:
         # It does not stay, and the cell's record is told what is unusual.
-        assert guard.process.wait(60) == 0
+        assert guard.process.wait(600) == 0
         assert any("GPU 1" in note and "280 W, the driver's default 300 W" in note for note in begun.notes)
     else:
         guard.ended()

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from shardwatt.power.limits.lease import Lease, LeaseError, boot_id, open_leases
+from shardwatt.locks import boot_id
+from shardwatt.power.limits.lease import Lease, LeaseError, open_leases
 from shardwatt.power.process import own_space, start_ticks
 
 NODE = socket.gethostname()

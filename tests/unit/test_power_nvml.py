@@ -79,7 +79,7 @@ class Probe:
         return said
 
     def close(self) -> None:
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=600)
 
 
 def build(folder: Path, *flags: str) -> Path:
@@ -295,7 +295,7 @@ def test_somebody_who_comes_later_is_named_at_the_end_and_voids_nothing(
             time.sleep(max(begin_s + 1 - time.monotonic(), 0))
             assert sampler.stdin
             sampler.stdin.close()
-            assert sampler.wait(timeout=60) == 0
+            assert sampler.wait(timeout=600) == 0
         own.kill()
     node = load_trace(tmp_path, 1, 2).nodes[0]
     assert node.status is Status.MEASURED

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -39,6 +40,8 @@ from shardwatt.recordfiles import read
 TYPE = {"kind": "cpu", "per_node": 2, "memory_gib": 4, "tdp_w": 100, "tdp_source": "a test"}
 #: Metered by an estimate, also where processors could be measured.
 CPU = json.dumps({**TYPE, "meter": "estimate"})
+#: Longest time in s that a test waits for a sampler on a busy machine.
+PATIENCE_S = 600.0
 #: Metered by the best that there is.
 ANY = ("--gpu-type", json.dumps(TYPE))
 
@@ -56,17 +59,21 @@ def end(sampler: subprocess.Popen[bytes]) -> int:
     """As its supervisor ends it."""
     assert sampler.stdin
     sampler.stdin.close()
-    return sampler.wait(timeout=60)
+    return sampler.wait(timeout=PATIENCE_S)
 
 
 def sampled(trace: Trace) -> Interval:
-    """From its first sample to its last."""
+    """From its first sample to its last, but for those that a busy machine held up: around them a border's
+    joules are not known."""
     times_s = trace.devices[0].times_s
-    return float(times_s[0]), float(times_s[-1])
+    spacings_s = np.diff(times_s)
+    close = np.flatnonzero(spacings_s <= 2 * np.median(spacings_s))
+    first, last = close[0], close[-1] + 1
+    return float(times_s[first] + spacings_s[first] / 100), float(times_s[last])
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
-    until_s = time.monotonic() + limit_s
+def wait_for(condition: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < until_s, "waited in vain"
         time.sleep(0.02)
@@ -114,7 +121,7 @@ def test_it_ends_by_itself_when_its_supervisor_is_killed(tmp_path: Path) -> None
     parent.wait()
     wait_for(lambda: not sampler.is_running() or sampler.status() == psutil.STATUS_ZOMBIE)
     assert samples_path(tmp_path, 0).read_bytes().endswith(b"\n")
-    assert sampled(load_trace(tmp_path, 1, 1))
+    assert len(load_trace(tmp_path, 1, 1).devices[0].columns["t_s"]) > 1
 
 
 def test_killed_it_leaves_what_it_read_until_a_second_before(tmp_path: Path) -> None:
@@ -177,10 +184,11 @@ def test_processors_and_memory_are_read_beside_the_headline(
 
 def test_host_without_rapl_says_so_and_still_tells_how_busy_it_is(tmp_path: Path) -> None:
     environment = {**os.environ, "SHARDWATT_POWERCAP": str(tmp_path / "nothing")}
+    begin_s = time.monotonic()
     sampler = start(tmp_path, *ANY, env=environment)
     wait_for(meter_path(tmp_path, 0).exists)
-    begin_s = time.monotonic()
-    wait_for(lambda: time.monotonic() > begin_s + 2.5)
+    # Its first look at processors knows nothing, the two after it do.
+    wait_for(lambda: len(read_samples(host_samples_path(tmp_path, 0))["t_s"]) > 2)
     assert end(sampler) == 0
     host = read(MeterFile, host_meter_path(tmp_path, 0))
     assert (host.method, host.status, len(host.devices)) == (None, Status.UNAVAILABLE, 1)
@@ -227,13 +235,13 @@ def test_too_few_gpus_are_one_line_and_an_exit_code_of_their_own(tmp_path: Path)
     gpu = json.dumps({"kind": "cuda", "per_node": 2, "memory_gib": 32})
     words = [*command(tmp_path), "--gpu-type", gpu]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0"}
-    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
     assert ended.returncode == 78
     assert ended.stderr.startswith("sampler of node 0: CUDA_VISIBLE_DEVICES names 1 GPUs")
 
 
 def test_folder_that_cannot_be_written_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    ended = subprocess.run(command(tmp_path / "missing"), capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command(tmp_path / "missing"), capture_output=True, text=True, timeout=PATIENCE_S)
     assert ended.returncode == 1
     assert ended.stderr.startswith("sampler of node 0: ")
     assert "Traceback" not in ended.stderr
@@ -245,7 +253,7 @@ def test_folder_that_vanishes_ends_it(tmp_path: Path) -> None:
     sampler = start(folder, stderr=subprocess.PIPE)
     wait_for(meter_path(folder, 0).exists)
     folder.rename(tmp_path / "gone")
-    assert sampler.wait(timeout=60)
+    assert sampler.wait(timeout=PATIENCE_S)
     assert sampler.stderr
     errors = sampler.stderr.read()
     assert sampler.returncode == 1
@@ -253,7 +261,9 @@ def test_folder_that_vanishes_ends_it(tmp_path: Path) -> None:
 
 
 def test_period_that_is_no_time_is_refused(tmp_path: Path) -> None:
-    ended = subprocess.run(command(tmp_path, "--period-s", "0"), capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        command(tmp_path, "--period-s", "0"), capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert ended.returncode == 2
     assert "expected a time above 0" in ended.stderr
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import simulated_nvml
 from shardwatt.cellfiles import read_table, write_columns
@@ -37,8 +38,8 @@ CUDA = json.dumps({"kind": "cuda", "per_node": 8, "memory_gib": 80})
 #: that samplers run.
 STEP_S, FAULT_S, BACK_S, RUN_S = 1.5, 2.0, 2.8, 3.7
 TICK_S = 0.1
-#: Time in s that may pass within a sample on a busy machine.
-STALL_S = 0.3
+#: Longest time in s between two samples of a run that is taken at once, and how many runs there are at most.
+LONGEST_GAP_S, RUNS = 0.2, 4
 
 #: Of the node of programmes: what its GPUs draw, and what their sensors see of it.
 PROGRAMMES = (
@@ -65,10 +66,10 @@ def sample(environment: dict[str, str], selectors: str, folder: Path, node: int)
 
 
 def wait_for(path: Path, sampler: subprocess.Popen[str]) -> None:
-    until_s = time.monotonic() + 60
+    until_s = time.monotonic() + 600
     while not path.exists():
-        assert sampler.poll() is None, sampler.communicate()[1]
         assert time.monotonic() < until_s, f"waited in vain for {path.name}"
+        assert sampler.poll() is None, sampler.communicate()[1]
         time.sleep(0.02)
 
 
@@ -89,12 +90,14 @@ class Run:
     Attributes:
         origin_s: monotonic time at which the power programmes began.
         limit_s: time after it at which a power limit was set on the last GPU of the programmes.
+        limited_s: time after it by which every process saw that.
         first: what node 0 of the job drew when its meter became ready.
         folders: of the job, the programmes and the failing sensors.
     """
 
     origin_s: float
     limit_s: float
+    limited_s: float
     first: PowerNow
     folders: tuple[Path, Path, Path]
     failing_log: str
@@ -108,6 +111,11 @@ class Run:
     def failing(self) -> Trace:
         return load_trace(self.folders[2], 1, 6)
 
+    def longest_gap_s(self) -> float:
+        """The longest time in s that any of its samplers was held up."""
+        nodes = [*self.job().nodes, *load_trace(self.folders[1], 1, 7).nodes, *self.failing().nodes]
+        return max(float(np.max(np.diff(node.devices[0].columns["t_s"]))) for node in nodes)
+
     def window(self, curve: Curve, start_s: float, stop_s: float) -> tuple[float, float]:
         """Times after the origin as an interval, moved on to where a busy machine let samples be close."""
         middles = (curve.t_s[1:] + curve.t_s[:-1])[np.diff(curve.t_s) < 3 * TICK_S] / 2
@@ -117,8 +125,22 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of real samplers for a few seconds, again where a busy machine held them up.
+
+    What comes late after all is in the samples' own times, which every bound below is taken from.
+    """
+    for _ in range(RUNS):
+        done = run_samplers(library, [tmp_path_factory.mktemp(name) for name in FOLDERS])
+        if done.longest_gap_s() < LONGEST_GAP_S:
+            break
+    return done
+
+
+FOLDERS = ("job", "programmes", "failing")
+
+
+def run_samplers(library: Path, folders: list[Path]) -> Run:
     """Run real samplers for a few seconds."""
-    folders = [tmp_path_factory.mktemp(name) for name in ("job", "programmes", "failing")]
     job, programmes, failing = folders
     origin = job / "origin"
     limits = simulated_nvml.environment(
@@ -154,16 +176,34 @@ def run(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     origin_s = simulated_nvml.begin(origin)
     time.sleep(1)
     set_limit(limits, 6, LIMIT_W)
-    time.sleep(max(origin_s + RUN_S - time.monotonic(), 0))
+    limited_s = time.monotonic()
+    time.sleep(max(max(origin_s + RUN_S, limited_s + 1) - time.monotonic(), 0))
     for sampler in samplers:
         assert sampler.stdin
         sampler.stdin.close()
         sampler.stdin = None
-    logs = [sampler.communicate(timeout=60)[1] for sampler in samplers]
+    logs = [sampler.communicate(timeout=600)[1] for sampler in samplers]
     assert [sampler.returncode for sampler in samplers] == [0, 0, 0, 0]
     _, gpu, limit_s, _, _ = (programmes / "limits").read_text().split()
     assert gpu == "6"
-    return Run(origin_s, float(limit_s) - origin_s, first, (job, programmes, failing), logs[-1])
+    return Run(
+        origin_s,
+        float(limit_s) - origin_s,
+        limited_s - origin_s,
+        first,
+        (job, programmes, failing),
+        logs[-1],
+    )
+
+
+def surely_before(t_s: Array, event_s: float) -> NDArray[np.bool_]:
+    """[samples] Which were read whole before an event: the next one was begun by then."""
+    return np.append(t_s[1:], np.inf) <= event_s
+
+
+def surely_after(t_s: Array, event_s: float) -> NDArray[np.bool_]:
+    """[samples] Which were begun after an event: the one before was begun no sooner."""
+    return np.append(-np.inf, t_s[:-1]) >= event_s
 
 
 def node0_j(start_s: float, stop_s: float) -> float:
@@ -246,13 +286,14 @@ def integral(device: DeviceTrace) -> Curve:
 
 
 def test_integral_of_sampled_power_is_right_within_its_bound(run: Run) -> None:
-    """Between samples power is taken to run straight: each jump costs half of its height, a sample long."""
+    """Between samples power is taken to run straight: each jump costs half of its height, a sample long. As
+    much again is left for power that is read later than its time says; exact samples have their own test."""
     for gpu, jump_w, jumps in [(0, 0, 0), (1, 250, 2), (2, 200, 5), (6, 150, 1)]:
         curve = integral(run.programmes()[gpu])
         window = run.window(curve, 0.4, 3.3)
         joules, _ = curve.joules([window])
         gap_s = float(np.max(np.diff(curve.t_s)))
-        bound_j = jumps * jump_w * gap_s / 2 + 1e-3
+        bound_j = jumps * jump_w * gap_s + 1e-3
         assert joules == pytest.approx(analytic_j(run, gpu, window), abs=bound_j), gpu
 
 
@@ -276,10 +317,10 @@ def test_sensor_that_looks_a_quarter_of_the_time_misleads_the_integral_and_not_t
 
 def test_limit_that_is_reached_is_a_throttle_reason_from_then_on(run: Run) -> None:
     device = run.programmes()[6]
-    after_s = device.columns["t_s"] - run.origin_s - run.limit_s
+    at_s = device.columns["t_s"] - run.origin_s
     reasons = device.columns["throttle_reasons"]
-    assert set(reasons[after_s < -STALL_S]) == {0}
-    assert set(reasons[after_s > STALL_S]) == {4}
+    assert set(reasons[surely_before(at_s, run.limit_s)]) == {0}
+    assert set(reasons[surely_after(at_s, run.limited_s)]) == {4}
 
 
 def test_every_device_has_its_place_in_the_rows(run: Run, tmp_path: Path) -> None:
@@ -305,12 +346,14 @@ def test_sampler_says_how_well_it_kept_its_time(run: Run) -> None:
     # The first sample and the last have no deadline.
     assert kept.samples == len(times) - 2
     assert kept.deadlines == kept.samples + kept.missed
-    assert kept.deadlines == pytest.approx(kept.wall_s / 0.1, abs=2)
+    # Until the last deadline that it came to: then its supervisor ended it.
+    assert kept.deadlines == pytest.approx((times[-2] - times[-1] + kept.wall_s) / 0.1, abs=2)
     assert kept.late_median_s is not None
     assert kept.late_p95_s is not None
     assert kept.late_max_s is not None
     assert 0 <= kept.late_median_s <= kept.late_p95_s <= kept.late_max_s
-    assert kept.wall_s == pytest.approx(times[-1] - times[0], abs=0.1)
+    span_s = times[-1] - times[0]
+    assert span_s <= kept.wall_s <= span_s + 2 * max(0.1, np.max(np.diff(times)))
     assert 0 < kept.cpu_s < kept.wall_s
     assert kept.failures == []
 
@@ -333,7 +376,7 @@ def test_window_after_a_sensor_failed_has_no_joules_and_never_zero(run: Run) -> 
         with pytest.raises(NoJoulesError, match="end before"):
             device.curve.joules([window])
     # Samples go on, with nothing in place of what could not be read.
-    late = lost.columns["t_s"] > run.origin_s + FAULT_S + STALL_S
+    late = surely_after(lost.columns["t_s"], run.origin_s + FAULT_S)
     assert late.any()
     for name, values in lost.columns.items():
         assert name == "t_s" or np.isnan(values[late]).all(), name
@@ -347,19 +390,20 @@ def test_window_after_a_sensor_failed_has_no_joules_and_never_zero(run: Run) -> 
             device.curve.joules([window])
     assert reset.curve
     after = run.window(reset.curve, FAULT_S + 0.3, 3.3)
-    assert reset.curve.joules([after])[0] == pytest.approx(100 * (after[1] - after[0]), abs=40)
+    open_j = 100 * 2 * max(TICK_S, run.longest_gap_s())
+    assert reset.curve.joules([after])[0] == pytest.approx(100 * (after[1] - after[0]), abs=open_j)
     assert dark.curve
-    assert dark.curve.joules([window])[0] == pytest.approx(100 * (window[1] - window[0]), abs=20)
+    assert dark.curve.joules([window])[0] == pytest.approx(100 * (window[1] - window[0]), abs=open_j)
 
 
 def test_sensor_that_comes_back_is_read_again(run: Run) -> None:
     dark = run.failing().nodes[0].devices[3].columns
-    after_s = dark["t_s"] - run.origin_s
-    gone = (after_s > FAULT_S + STALL_S) & (after_s < BACK_S - STALL_S)
+    at_s = dark["t_s"] - run.origin_s
+    before, after = surely_before(at_s, FAULT_S), surely_after(at_s, BACK_S)
+    gone = surely_after(at_s, FAULT_S) & surely_before(at_s, BACK_S)
     assert gone.any()
     assert np.isnan(dark["power_w"][gone]).all()
-    assert (dark["power_w"][after_s > BACK_S + STALL_S] == 100).all()
-    assert (dark["power_w"][after_s < FAULT_S - STALL_S] == 100).all()
+    assert set(dark["power_w"][before]) == set(dark["power_w"][after]) == {100}
 
 
 def test_first_reason_of_each_sensor_that_failed_is_kept(run: Run) -> None:
@@ -387,7 +431,7 @@ def meter_of(environment: dict[str, str], folder: Path) -> MeterFile:
     sampler = sample(environment, "0", folder, 0)
     wait_for(meter_path(folder, 0), sampler)
     # It ends with its standard input, which this closes.
-    _, log = sampler.communicate(timeout=60)
+    _, log = sampler.communicate(timeout=600)
     assert sampler.returncode == 0, log
     return read(MeterFile, meter_path(folder, 0))
 

@@ -19,6 +19,7 @@ from shardwatt.data.prompts import load_examples, load_prompts
 from shardwatt.data.tokenizer import open_tokenizer
 from shardwatt.datasets import CatalogueError, load_catalogue
 from shardwatt.errors import CellFailure, Reason
+from shardwatt.locks import alone
 from shardwatt.models import find_checkpoint, open_checkpoint
 from shardwatt.prepare import fetch_file, make_model, make_tokenizer
 from shardwatt.site import Site, parse_site
@@ -178,33 +179,46 @@ def test_only_files_of_the_catalogue_are_fetched(root: Path, site: Site) -> None
         fetch_file(root, site, "demo-alpaca.json")  # a file of the project, in no data folder
 
 
-def test_two_who_make_a_model_at_once_in_different_shards_are_both_right(root: Path, site: Site) -> None:
+def test_all_who_make_a_model_at_once_are_right_and_who_waited_uses_the_firsts(
+    root: Path, site: Site
+) -> None:
+    """Cells may be reading it by then: it is not made again under them."""
     program = textwrap.dedent(
         """
-        import json, sys
+        import json, logging, sys
         from pathlib import Path
         from shardwatt.prepare import make_model
         from shardwatt.site import parse_site
+        logging.basicConfig(stream=sys.stdout, format="%(message)s", level="INFO")
         site = parse_site(json.loads(sys.argv[2]), "test")
-        print(make_model(Path(sys.argv[1]), site, "tiny", int(sys.argv[3])))
+        made = make_model(Path(sys.argv[1]), site, "tiny", int(sys.argv[3]))
+        print(made, (made / "consolidated.00.pth").stat().st_ino)
         """
     )
     content = site.model_dump_json(exclude_none=True)
-    makers = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(root), content, str(shards)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for shards in (1, 2)
-    ]
-    folders = [maker.communicate()[0].strip() for maker in makers]
-    assert [maker.returncode for maker in makers] == [0, 0]
     model = site.models / "tiny"
-    assert folders == [str(model / "shards-1"), str(model / "shards-2")]
+    lock = model / ".shards-1.lock"
+    with alone(lock):
+        makers = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, str(root), content, str(shards)],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            for shards in (1, 1, 2)
+        ]
+        for maker in makers[:2]:
+            assert maker.stdout is not None
+            assert maker.stdout.readline() == f"waiting for another process, which holds {lock}\n"
+    one, same, two = (maker.communicate()[0].strip() for maker in makers)
+    assert [maker.returncode for maker in makers] == [0, 0, 0]
+    assert one == same == f"{model / 'shards-1'} {_inode(model / 'shards-1')}"
+    assert two == f"{model / 'shards-2'} {_inode(model / 'shards-2')}"
     made = sorted(str(path.relative_to(model)) for path in model.rglob("*") if path.is_file())
     assert made == [
+        ".shards-1.lock",
+        ".shards-2.lock",
         "shards-1/consolidated.00.pth",
         "shards-1/made-from.json",
         "shards-1/params.json",
@@ -214,9 +228,16 @@ def test_two_who_make_a_model_at_once_in_different_shards_are_both_right(root: P
         "shards-2/params.json",
         "tokenizer.model",
     ]
+    lock.unlink()
+    make_model(root, site, "tiny", 1)
+    assert not lock.exists(), "one that is there may lie where this user cannot write"
     content_together = (model / "tokenizer.model").read_bytes()
     (model / "tokenizer.model").unlink()
     assert make_tokenizer(root, site, "tiny").read_bytes() == content_together
+
+
+def _inode(folder: Path) -> int:
+    return (folder / "consolidated.00.pth").stat().st_ino
 
 
 @pytest.mark.skipif("SHARDWATT_TEST_DATA" not in os.environ, reason="SHARDWATT_TEST_DATA is not set")

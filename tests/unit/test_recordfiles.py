@@ -22,7 +22,7 @@ from shardwatt.recordfiles import replacing, write_whole
 
 COLUMNS = [Column("batch", "Int64", "count", "rows", "a test")]
 TABLE = Table("table-1", "A table", "A note.", [Field("batch", "batch size")], [{"batch": 4}])
-PLAN = Plan("none", "No cells", "here", None, [], 0, totals("none", []), [])
+PLAN = Plan("none", "No cells", "here", None, [], 0, totals("none", []), [], {})
 
 #: Everything that writes what people read of a study, into a folder.
 WRITERS: dict[str, Callable[[Path], object]] = {

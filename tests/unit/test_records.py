@@ -263,7 +263,7 @@ def test_a_full_disk_leaves_the_old_record_as_it_was(tmp_path: Path) -> None:
     write(Attempt(job_id="17", node="n1", pid=1, started_at=STARTED), path)
     before = path.read_bytes()
     run = subprocess.run(
-        [sys.executable, "-B", "-c", REWRITE, str(path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-B", "-c", REWRITE, str(path)], capture_output=True, text=True, timeout=600
     )
     assert (run.returncode, run.stderr) == (1, "refused: File too large\n")
     assert path.read_bytes() == before

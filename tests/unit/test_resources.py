@@ -306,6 +306,24 @@ def test_a_budget_tells_what_the_plan_predicts_and_what_it_does_not_know() -> No
     )
 
 
+def test_simulated_cells_make_no_gap_in_what_is_predicted_of_the_others() -> None:
+    """Nothing of what they stand for is spent, and their own watts are not of GPUs."""
+    site, study = slurm_site(), Study(**study_content(simulated_window_s=3.0))
+    real, rehearsed = slurm_cell(2), replace(slurm_cell(2), engine="simulated")
+
+    def asked(_: str, cell: Cell) -> CellForecast:
+        planned = forecast(cell)
+        return planned if cell == real else own_job(planned, site.gpus[cell.gpu], study)
+
+    both = budget(site, [("paper", real), ("paper", rehearsed)], None, asked).outlook()
+    assert both is not None
+    assert both.endswith(" GPU hours, 0.333 kWh (simulated cells aside)")
+    assert "at least" not in both
+    alone = budget(site, [("paper", real)], None, asked).outlook()
+    assert alone is not None
+    assert alone.endswith(" GPU hours, 0.333 kWh")
+
+
 def test_a_cell_that_needs_more_memory_than_a_job_may_ask_for_asks_for_all_there_is() -> None:
     """That it is too little is a warning of its forecast: tests/unit/test_plan_forecast.py."""
     cell = slurm_cell(2)

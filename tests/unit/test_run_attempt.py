@@ -17,6 +17,7 @@ from shardwatt.recordfiles import read
 from shardwatt.records import Outcome
 from shardwatt.run.attempt import OpenAttempt
 from shardwatt.run.signals import EndingSignals
+from shardwatt.run.workfolder import owner_of
 from synthetic_cells import STUDY, make_cell
 
 JOB = "4711"
@@ -109,3 +110,30 @@ def test_a_log_that_cannot_be_written_ends_nothing(
         log.info("unwritten")
     assert read(Attempt, paths.attempt(JOB)).outcome is Outcome.OK
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_starts_without_slurm_share_no_name(paths: CellPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers on one file system have the same numbers of processes, and start in the same second."""
+    monkeypatch.delenv("SLURM_JOB_ID")
+    first, second = start(paths), start(paths)
+    first.begin()
+    second.begin()
+    end(first, CellFailure(Reason.RANK_DIED, "gone"))
+    end(second)
+    outcomes = [read(Attempt, paths.attempt(one.job_id)).outcome for one in (first, second)]
+    assert outcomes == [Outcome.FAILED, Outcome.OK]
+
+
+@pytest.mark.parametrize("cluster", ["alpha", None])
+def test_a_start_tells_the_cluster_of_its_job(
+    paths: CellPaths, monkeypatch: pytest.MonkeyPatch, cluster: str | None
+) -> None:
+    """Clusters that share a file system give the same numbers."""
+    monkeypatch.delenv("SLURM_CLUSTER_NAME", raising=False)
+    if cluster is not None:
+        monkeypatch.setenv("SLURM_CLUSTER_NAME", cluster)
+    with start(paths) as attempt:
+        attempt.begin()
+        owner = owner_of(attempt.work)
+    assert owner is not None
+    assert (read(Attempt, paths.attempt(JOB)).cluster, owner.cluster) == (cluster, cluster)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from shardwatt.analysis.survey import State, survey
 from shardwatt.layout import CELL_FILES, CellPaths
 from shardwatt.records import Inputs, Record
 from shardwatt.run import commit
-from shardwatt.run.commit import alone, put_in_place, valid_record
+from shardwatt.run.commit import put_in_place, valid_record
 from synthetic_cells import CONSTANTS, STUDY, Numbers, inputs, make_cell, write_does_not_fit, write_ok
 
 CELL = make_cell()
@@ -171,11 +170,6 @@ def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
     assert {path.name for path in results.iterdir()} == set(CELL_FILES)
 
 
-def test_logs_that_were_tidied_away_cost_no_result(tmp_path: Path) -> None:
-    with alone(tmp_path / "logs" / "cell" / "commit.lock"):
-        pass
-
-
 def test_only_a_whole_result_of_the_same_constants_and_inputs_is_valid(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
     assert not is_valid(paths)
@@ -209,19 +203,3 @@ def test_a_missing_or_torn_file_makes_the_rest_worthless(tmp_path: Path, name: s
 def test_does_not_fit_is_a_result_like_any_other(tmp_path: Path) -> None:
     write_does_not_fit(tmp_path, CELL)
     assert is_valid(paths_in(tmp_path))
-
-
-def test_a_second_attempt_waits_for_the_first_to_be_in_place(tmp_path: Path) -> None:
-    lock = tmp_path / "commit.lock"
-    program = (
-        "import sys; from pathlib import Path; from shardwatt.run.commit import alone\n"
-        "print('ready', flush=True)\n"
-        "with alone(Path(sys.argv[1])): print('in', flush=True)"
-    )
-    with alone(lock):
-        second = subprocess.Popen([sys.executable, "-c", program, str(lock)], stdout=subprocess.PIPE)
-        assert second.stdout is not None
-        assert second.stdout.readline() == b"ready\n"
-        time.sleep(0.3)
-        assert second.poll() is None
-    assert second.communicate(timeout=120)[0] == b"in\n"

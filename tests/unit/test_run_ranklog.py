@@ -28,7 +28,7 @@ def run(log: Path, work: str, words: str, *more: str) -> subprocess.CompletedPro
         [sys.executable, "-c", PROGRAM, str(log), work, words, *more],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
 
 

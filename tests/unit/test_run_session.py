@@ -38,6 +38,7 @@ def test_the_old_weights_are_gone_before_others_are_loaded(monkeypatch: pytest.M
         cell = SimpleNamespace(engine="fast", model="m", precision=precision)
         words: dict[str, Any] = {"architecture": None, "vocab_size": 9, "eos_ids": frozenset()}
         words |= {"constants": SimpleNamespace(cuda_graphs="never"), "collective_timeout_s": 60.0}
+        words |= {"batches": [SimpleNamespace(rows=4)]}
         return cast(JobSpec, SimpleNamespace(cell=cell, checkpoint="c", staging=None, **words))
 
     monkeypatch.setattr(session, "load_engine", load_engine)

@@ -97,10 +97,10 @@ def test_an_environment_line_that_fails_starts_no_other_python(tmp_path: Path) -
 
 
 def test_a_step_ends_when_its_input_does_and_is_killed_if_it_does_not(tmp_path: Path) -> None:
-    assert Step(["cat"], tmp_path / "log").end(30)
+    assert Step(["cat"], tmp_path / "log").end(600)
     killed = Step(["sleep", "600"], tmp_path / "log")
     assert not killed.end(0.1)
-    assert not killed.end(30)
+    assert not killed.end(600)
 
 
 def test_a_step_hears_its_own_program_whatever_another_does_with_the_log(tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_a_step_hears_its_own_program_whatever_another_does_with_the_log(tmp_pat
     until_said(second, "second")
     assert log.read_text() == "second\n"
     log.unlink()
-    assert first.end(30)
+    assert first.end(600)
     assert second.said() == "second"
-    assert second.end(30)
+    assert second.end(600)
     assert (first.said(), second.said()) == ("first\nended", "second")
     assert list(tmp_path.iterdir()) == []
 
@@ -136,7 +136,7 @@ def test_a_step_that_loses_its_log_is_heard_as_far_as_it_was_read_and_ends_well(
         os.dup2(folder, descriptor)
         os.close(folder)
     assert step.said() == "well"
-    assert step.end(30)
+    assert step.end(600)
     assert step.said() == "well"
 
 
@@ -145,7 +145,7 @@ def test_a_step_whose_log_was_never_read_has_said_nothing(tmp_path: Path) -> Non
     own = Path("/proc/self/fd")
     (descriptor,) = (int(path.name) for path in own.iterdir() if "/log" in os.path.realpath(path))
     os.close(descriptor)
-    assert (step.said(), step.end(30)) == ("", True)
+    assert (step.said(), step.end(600)) == ("", True)
 
 
 def until_said(step: Step, words: str) -> None:

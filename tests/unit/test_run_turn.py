@@ -66,9 +66,9 @@ def test_the_second_waits_for_the_first_and_says_so_once(tmp: Path) -> None:
     assert line_of(second) == TAKEN
     with pytest.raises(subprocess.TimeoutExpired):
         second.wait(2.5)
-    assert first.communicate("", timeout=60)[1] == ""
+    assert first.communicate("", timeout=600)[1] == ""
     assert line_of(second) == "waited\n"
-    second.communicate("", timeout=60)
+    second.communicate("", timeout=600)
 
 
 def test_a_killed_ones_turn_is_over(tmp: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_signal_ends_the_wait(tmp: Path) -> None:
         second = start()
         assert line_of(second) == TAKEN
         second.send_signal(signal.SIGTERM)
-        assert second.communicate(timeout=60)[1] == "ended by SIGTERM\n"
+        assert second.communicate(timeout=600)[1] == "ended by SIGTERM\n"
 
 
 def test_what_a_look_raises_ends_the_wait_and_nothing_is_taken(tmp: Path) -> None:
@@ -150,4 +150,4 @@ def test_machines_that_share_a_folder_for_temporary_files_do_not_wait_for_each_o
     looks = iter([None])
     with Turn() as turn:
         assert not turn.take("this", lambda: next(looks))
-    first.communicate("", timeout=60)
+    first.communicate("", timeout=600)

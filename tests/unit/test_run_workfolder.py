@@ -107,14 +107,30 @@ def test_what_a_requeued_job_left_is_removed_but_not_what_another_supervisor_of_
     other_job = tmp_path / "0123456789abcdef-47-x"
     other_job.mkdir()
     try:
-        assert set(remove_of_job(tmp_path, "4711")) == {left, elsewhere}
+        assert set(remove_of_job(tmp_path, "4711", None)) == {left, elsewhere}
         lose_lock(held)
-        assert remove_of_job(tmp_path, "4711") == []
+        assert remove_of_job(tmp_path, "4711", None) == []
         assert set(tmp_path.iterdir()) == {held, other_job}
     finally:
         living.kill()
         living.communicate()
-    assert remove_of_job(tmp_path, "4711") == [held]
+    assert remove_of_job(tmp_path, "4711", None) == [held]
+
+
+@pytest.mark.parametrize(
+    ("made_on", "removed_by", "stays"),
+    [("alpha", "beta", True), ("alpha", None, True), ("alpha", "alpha", False), (None, "alpha", False)],
+)
+def test_another_clusters_job_of_the_same_number_keeps_its_folder(
+    tmp_path: Path, made_on: str | None, removed_by: str | None, stays: bool
+) -> None:
+    """Clusters that share the folder count their jobs apart."""
+    process, path = start_holder(tmp_path / "0123456789abcdef-4711")
+    process.kill()
+    process.communicate()
+    change_owner(path, cluster=made_on, node="another-node")
+    assert remove_of_job(tmp_path, "4711", removed_by) == ([] if stays else [path])
+    assert path.exists() is stays
 
 
 def test_a_job_works_where_something_has_changed_of_late(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ({"gpus": None}, "gpus: found nothing; expected keys and values"),
         (
             {"gpus": {"V100": GPUS["v100"]}},
-            "gpus.V100: found 'V100'; expected lower-case letters and digits, with single . _ - between them",
+            "gpus.V100: found 'V100'; expected lower-case letters and digits, with single . _ - between "
+            "them; did you mean 'v100'?",
         ),
         (
             gpu(memroy_gib=3),
@@ -125,6 +126,7 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ),
         (gpu(kind="rocm"), "gpus.v100.kind: found 'rocm'; expected 'cuda' or 'cpu'"),
         (gpu(per_node=0), "gpus.v100.per_node: found 0; expected at least 1"),
+        (gpu(per_node=10**12), "gpus.v100.per_node: found 1000000000000; expected at most 1024"),
         (gpu(per_node="2"), "gpus.v100.per_node: found '2'; expected a whole number"),
         (gpu(memory_gib="32 GiB"), "gpus.v100.memory_gib: found '32 GiB'; expected a number"),
         (gpu(memory_gib=float("inf")), "gpus.v100.memory_gib: found inf; expected a finite number"),
@@ -158,6 +160,16 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
             "gpus.v100: data_sheet and peak: found both; expected one of them",
         ),
         (
+            gpu(data_sheet="v100-pcie-32gb", tdp_w=5),
+            "gpus.v100: tdp_w: found 5; expected more than 100, the least that data_sheet v100-pcie-32gb "
+            "draws at rest or takes as a limit",
+        ),
+        (
+            gpu(data_sheet="mi300x", tdp_w=100),
+            "gpus.v100: tdp_w: found 100; expected more than 140, the least that data_sheet mi300x draws at "
+            "rest or takes as a limit",
+        ),
+        (
             gpu(peak={"source": "a test"}),
             "gpus.v100.peak: expected memory_bandwidth_gb_s, tflops, or both",
         ),
@@ -184,6 +196,10 @@ def test_a_site_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (
             gpu(tdp_w=250, peak={**PEAK, "idle_w": 250}),
             "gpus.v100: peak.idle_w: found 250, and tdp_w 250; expected less",
+        ),
+        (
+            gpu(kind="cpu", tdp_w=250, peak={**PEAK, "idle_w": 300}),
+            "gpus.v100: peak.idle_w: found 300, and tdp_w 250; expected less",
         ),
         (
             gpu(kind="cpu", peak={**PEAK, "power_min_w": 50}),

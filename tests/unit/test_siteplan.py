@@ -74,6 +74,24 @@ def test_a_types_own_price_replaces_the_sites(tmp_path: Path) -> None:
             "prices.currency: found 'Euro'; expected three capital letters such as EUR",
         ),
         (
+            {"prices": {**PRICES, "currency": "usd"}},
+            "prices.currency: found 'usd'; expected three capital letters such as EUR; did you mean 'USD'?",
+        ),
+        (
+            {"prices": {**PRICES, "gpu_hour": 1.0e308}},
+            "prices.gpu_hour: found 1e+308; expected at most 100000000.0",
+        ),
+        ({"prices": {**PRICES, "kwh": 1e9}}, "prices.kwh: found 1000000000.0; expected at most 100000000.0"),
+        (
+            {"prices": PRICES, **gpu(price_gpu_hour=1e9)},
+            "gpus.v100.price_gpu_hour: found 1000000000.0; expected at most 100000000.0",
+        ),
+        ({"pue": 130}, "pue: found 130; expected at most 10.0"),
+        (
+            {"carbon": {**CARBON, "g_per_kwh": 380_000}},
+            "carbon.g_per_kwh: found 380000; expected at most 5000.0",
+        ),
+        (
             {"prices": {"currency": "EUR", "kwh": 0.3}},
             "prices.source: is missing; expected: Where the prices come from, and of when",
         ),

@@ -35,6 +35,19 @@ STEPS = [
 ]
 
 
+class Clock:
+    """Stands still but for pauses, of which each lasts long."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, pause_s: float) -> None:
+        self.now_s += 40 * pause_s
+
+
 @dataclass
 class FakeSlurm:
     """Commands that print what a real Slurm did; there are no others on PATH.
@@ -75,8 +88,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake.config()
     fake.job()
     fake.steps(*STEPS)
-    # Looks at once where nothing will change.
-    monkeypatch.setattr("shardwatt.run.slurmenergy._PATIENCE_S", 0.6)
+    # Its pauses take no time, where nothing will change; a busy machine's commands get all they need.
+    monkeypatch.setattr("shardwatt.run.slurmenergy.time", Clock())
+    monkeypatch.setattr("shardwatt.run.slurmenergy._PATIENCE_S", 60.0)
     return fake
 
 
@@ -177,8 +191,7 @@ def test_another_step_than_the_ended_one_of_all_ranks_is_refused(
     assert_unavailable(words, nodes)
 
 
-def test_the_accounting_may_lag_a_moment(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardwatt.run.slurmenergy._PATIENCE_S", 30.0)
+def test_the_accounting_may_lag_a_moment(slurm: FakeSlurm) -> None:
     folder = slurm.folder
     slurm.steps(*STEPS[:-1], ("ranks", "RUNNING", "2", "39", "0"))
     (folder / "later.txt").write_text("\x1f".join(STEPS[-1]) + "\n")
@@ -191,7 +204,8 @@ def test_sacct_that_fails_is_a_reason_and_no_error(slurm: FakeSlurm) -> None:
     assert_unavailable("Problem talking to the database")
 
 
-def test_sacct_that_hangs_is_given_up(slurm: FakeSlurm) -> None:
+def test_sacct_that_hangs_is_given_up(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardwatt.run.slurmenergy._PATIENCE_S", 0.6)
     slurm.command("sacct", "exec /bin/sleep 60")
     assert_unavailable("no answer in 1 s")
 

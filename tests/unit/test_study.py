@@ -107,12 +107,22 @@ def test_a_studys_hash_does_not_drift() -> None:
         (
             blocks(model="../llama"),
             "matrix.0.model: found '../llama'; expected lower-case letters and digits, "
+            "with single . _ - between them; did you mean 'llama'?",
+        ),
+        (
+            blocks(model="meta-llama/Llama-3.1-8B"),
+            "matrix.0.model: found 'meta-llama/Llama-3.1-8B'; expected lower-case letters and digits, "
+            "with single . _ - between them; did you mean 'llama-3.1-8b'?",
+        ),
+        (
+            blocks(model="llama 3"),
+            "matrix.0.model: found 'llama 3'; expected lower-case letters and digits, "
             "with single . _ - between them",
         ),
         (
             blocks(dataset=["gsm8k", "Alpaca"]),
             "matrix.0.dataset.1: found 'Alpaca'; expected lower-case letters and digits, "
-            "with single . _ - between them",
+            "with single . _ - between them; did you mean 'alpaca'?",
         ),
         (blocks(precision="fp8"), "matrix.0.precision: found 'fp8'; expected 'fp32', 'bf16' or 'fp16'"),
         (
@@ -241,6 +251,14 @@ def test_an_unknown_study_gets_a_suggestion_and_the_list(root: Path) -> None:
         f"(a study is a file {root}/config/studies/NAME.yaml)"
     )
     assert study_names(root) == ["paper", "power-cap"]
+
+
+def test_a_study_in_upper_case_gets_a_suggestion(root: Path) -> None:
+    write_yaml(study_file(root, "paper"), study_content())
+    with pytest.raises(
+        StudyError, match="'Paper' cannot name a study; did you mean 'paper'\\?; expected lower"
+    ):
+        load_study(root, "Paper")
 
 
 @pytest.mark.parametrize("name", ["../demo", "Demo", "my study", "", "a/b"])

@@ -181,7 +181,7 @@ def test_a_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path, fo
     found: list[CellFailure] = []
     waiting = threading.Thread(target=lambda: found.extend(refusals(made, 1)), daemon=True)
     waiting.start()
-    waiting.join(60)
+    waiting.join(600)
     assert [failure.message for failure in found] == [
         f"{path}: is no regular file; expected a file of weights, or a link to one"
     ]

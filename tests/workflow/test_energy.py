@@ -57,11 +57,11 @@ def measured(
     site_file = project.root / "profiles" / "local" / "site.yaml"
     site = yaml.safe_load(site_file.read_text())
     site["gpus"]["sim"] = {"kind": "cpu", "meter": "nvml", "per_node": 2, "memory_gib": 1}
-    # A host engine that hangs when a job is started.
+    # A host engine that hangs when a job is started; of the ranks' limit a call of it gets a quarter.
     state = folder / "dcgm"
     project.environment |= simulated_dcgm.settings(state)
     simulated_dcgm.set_faults(state, "hang:-s")
-    site |= {"dcgm": {"command": str(simulated_dcgm.install(folder / "bin"))}, "collective_timeout_s": 12.0}
+    site |= {"dcgm": {"command": str(simulated_dcgm.install(folder / "bin"))}, "collective_timeout_s": 60.0}
     site_file.write_text(yaml.safe_dump(site))
     project.write_study(
         energy="measured", idle_settle_s=0.2, idle_read_s=2, cool_down_c=45.0,
@@ -82,6 +82,14 @@ def measured(
     return project, paths
 
 
+def open_j(record: Record) -> float:
+    """What the window's borders leave open, in J: a tick each, or a busy machine's time between samples."""
+    assert record.energy is not None
+    longest_s = record.energy.window.coverage.max_gap_s
+    assert longest_s is not None
+    return 2 * WORK_W * max(0.1, longest_s)
+
+
 def test_the_jobs_own_gpus_are_read_and_no_others(measured: tuple[Project, CellPaths]) -> None:
     record = read(Record, measured[1].record)
     energy, timings = record.energy, record.timings
@@ -89,7 +97,7 @@ def test_the_jobs_own_gpus_are_read_and_no_others(measured: tuple[Project, CellP
     assert timings is not None
     assert [device.device.index for device in energy.devices] == [1, 2]
     assert energy.window.status is Status.MEASURED
-    assert energy.window.joules == pytest.approx(WORK_W * timings.duration_s, abs=2 * WORK_W * 0.1)
+    assert energy.window.joules == pytest.approx(WORK_W * timings.duration_s, abs=open_j(record))
 
 
 def test_baselines_are_of_the_time_before_the_work_and_net_is_what_the_work_adds(
@@ -102,7 +110,7 @@ def test_baselines_are_of_the_time_before_the_work_and_net_is_what_the_work_adds
     for idle in (record.energy.idle_unloaded, record.energy.idle_loaded):
         assert idle.power_w == pytest.approx(IDLE_W, rel=0.11)
         assert idle.net_j == pytest.approx(
-            added_j, abs=2 * WORK_W * 0.1 + 0.11 * IDLE_W * record.timings.duration_s
+            added_j, abs=open_j(record) + 0.11 * IDLE_W * record.timings.duration_s
         )
 
 
@@ -149,5 +157,5 @@ def test_a_dcgm_that_hangs_takes_no_cell_with_it_and_no_joules_of_the_job(
     assert record.timings is not None
     told = record.energy.window_dcgm
     assert (told.joules, told.status) == (None, Status.UNAVAILABLE)
-    assert "no answer within 3 s" in str(told.detail)
+    assert "no answer within 15 s" in str(told.detail)
     assert record.energy.window.status is Status.MEASURED

@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,23 @@ def test_a_model_is_made_again_for_what_its_recipe_says_and_not_for_when_it_was_
     (second.root / recipe).write_text(yaml.safe_dump({**content, "seed": content.get("seed", 0) + 1}))
     os.utime(second.root / recipe, (0, 0))
     assert planned_jobs(second.snakemake("-n", target).stdout) == {"make_model": 1, "cell": 1}
+
+
+def test_what_another_project_has_put_there_since_the_plan_was_made_is_kept(project: Project) -> None:
+    """Two that share a models folder, and start together: the first's cells read what it has made."""
+    model = project.root / "models" / "tiny"
+    paths = [model / "tokenizer.model", model / "shards-1" / "consolidated.00.pth"]
+    with ExitStack() as stack:
+        # Held open: no new file gets the number of one of these.
+        held = [stack.enter_context(path.open("rb")) for path in paths]
+        run = project.snakemake(
+            *("--forcerun", "make_tokenizer", "make_model", "--", "models/tiny/shards-1/made-from.json"),
+            timeout_s=600,
+        )
+        assert run.returncode == 0, run.stdout
+        assert run.stdout.count("localrule make_") == 2
+        for path, stream in zip(paths, held, strict=True):
+            assert os.path.samestat(path.stat(), os.fstat(stream.fileno())), f"{path} was made again"
 
 
 def test_a_dry_run_ends_with_what_the_plan_predicts(project: Project) -> None:

@@ -82,7 +82,7 @@ def on_cluster(project: Project, *words: str, profile: str = "slurm") -> subproc
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

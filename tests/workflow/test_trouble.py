@@ -35,7 +35,7 @@ TABLE = "results/tiny/cells.parquet"
 #: Longest time in s that a test waits for anything.
 PATIENCE_S = 600.0
 #: Longest time in s until a cell that was struck has ended: far less than a collective waits for a rank.
-PROMPTLY_S = 45.0
+PROMPTLY_S = 300.0
 #: A cell that would take far longer than any test waits.
 ENDLESS: dict[str, Any] = {"prompts": 64, "warmup_tokens": 1}
 
@@ -106,7 +106,7 @@ def test_a_killed_rank_ends_the_cell_within_seconds(project: Project) -> None:
 
 def test_a_stopped_rank_is_no_longer_waited_for(project: Project) -> None:
     site = project.root / "profiles" / "local" / "site.yaml"
-    site.write_text(site.read_text() + "collective_timeout_s: 8\n")
+    site.write_text(site.read_text() + "collective_timeout_s: 20\n")
     process, paths = start_endless(project, shards=2)
     os.kill(rank_pid(project, 1), signal.SIGSTOP)
     process.communicate(timeout=PATIENCE_S)
@@ -148,6 +148,8 @@ def test_an_interrupt_that_the_ranks_launcher_sees_first_is_no_traceback(project
 
 
 def test_a_signal_before_the_ranks_start_is_written_down(project: Project) -> None:
+    # Endless, however long the signal takes on a busy machine.
+    project.write_study(**ENDLESS, matrix=project.block(shards=1, batch=1, length=400))
     paths = project.cells()[0]
     process = subprocess.Popen(
         [sys.executable, "-m", "shardwatt", "run-cell", paths.study, paths.cell.path],

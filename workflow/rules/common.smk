@@ -13,6 +13,7 @@ from shardwatt.cell import PATH_PATTERN, STUDY_PATTERN
 from shardwatt.dag import Planner, command_environment
 from shardwatt.errors import ShardwattError
 from shardwatt.leftovers import cancel_and_wait, check_none_since
+from shardwatt.models import MADE_FROM_FILE
 from shardwatt.resources import agreed_gpu_hours, resource_names
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -77,7 +78,7 @@ def recipe_of_model(wildcards):
         return recipe
     if not made:
         workflow.dag.forcefiles.add(
-            f"{SITE.models}/{wildcards.model}/shards-{wildcards.shards}"
+            f"{SITE.models}/{wildcards.model}/shards-{wildcards.shards}/{MADE_FROM_FILE}"
         )
     return ancient(recipe)
 

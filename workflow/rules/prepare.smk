@@ -3,6 +3,9 @@
 
 # On Slurm too these run where Snakemake does: a site's words describe nodes with GPUs, nodes often have no
 # way to the net, and models are made once. For a large recipe call `shardwatt make-model` in a job first.
+# `update`: other projects may share these folders. What one of them has put there since the plan was made,
+# Snakemake would remove before the job, under that project's cells; the commands find it and keep it.
+# (It still removes it after a job that failed.)
 localrules:
     fetch,
     make_tokenizer,
@@ -11,7 +14,7 @@ localrules:
 
 rule fetch:
     output:
-        f"{DATA}/{{file}}",
+        update(f"{DATA}/{{file}}"),
     log:
         "logs/fetch/{file}.log",
     conda:
@@ -25,7 +28,7 @@ rule make_tokenizer:
         # Pinned by their hashes: when they were touched counts for nothing.
         lambda wildcards: map(ancient, ask(PLANNER.model_sources, wildcards.model)),
     output:
-        f"{MODELS}/{{model}}/tokenizer.model",
+        update(f"{MODELS}/{{model}}/tokenizer.model"),
     log:
         "logs/models/{model}/tokenizer.log",
     conda:
@@ -37,9 +40,10 @@ rule make_tokenizer:
 rule make_model:
     input:
         recipe=recipe_of_model,
-        tokenizer=f"{MODELS}/{{model}}/tokenizer.model",
+        tokenizer=ancient(f"{MODELS}/{{model}}/tokenizer.model"),
     output:
-        directory(f"{MODELS}/{{model}}/shards-{{shards}}"),
+        # Told last: where it is, the weights are.
+        update(f"{MODELS}/{{model}}/shards-{{shards}}/{MADE_FROM_FILE}"),
     log:
         "logs/models/{model}/shards-{shards}.log",
     conda:

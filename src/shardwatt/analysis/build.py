@@ -24,7 +24,7 @@ from shardwatt.analysis.tidy import write_tidy
 from shardwatt.cell import AXES, Cell
 from shardwatt.errors import ShardwattError, suggestion
 from shardwatt.figurelist import FigureSpec, figures
-from shardwatt.run.commit import alone
+from shardwatt.locks import alone
 from shardwatt.study import Study
 
 

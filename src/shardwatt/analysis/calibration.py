@@ -25,11 +25,11 @@ from shardwatt.analysis.calibrationerrors import (
 )
 from shardwatt.analysis.calibrationfit import NAMES, Fit, Predictions, fit
 from shardwatt.errors import ShardwattError, SiteError
+from shardwatt.locks import alone
 from shardwatt.plan.calibrated import factors_of, figures_of
 from shardwatt.plan.device import Factors
 from shardwatt.plan.forecast import Forecaster
 from shardwatt.recordfiles import write_whole
-from shardwatt.run.commit import alone
 from shardwatt.site import Site
 from shardwatt.siteplan import Calibration, CalibrationFile, Measured, watts
 from shardwatt.study import Study

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from shardwatt.analysis.survey import CellState, State
+from shardwatt.analysis.survey import REFUSED, CellState, State
 from shardwatt.architectures import Architecture
 from shardwatt.cell import Cell
 from shardwatt.efficiency import PhaseEfficiency
@@ -223,7 +223,25 @@ def observe(root: Path, site: Site, states: Iterable[CellState]) -> tuple[list[O
             continue
         if observed[-1].energy_j is None:
             skipped[f"time alone, no watts: {_why_no_watts(state.record, observed[-1].device)}"] += 1
-    return observed, [f"{count} cells: {reason}" for reason, count in skipped.items()]
+    return observed, [f"{_cells(count)}: {reason}" for reason, count in skipped.items()]
+
+
+def unusable(study: str, states: Iterable[CellState]) -> list[str]:
+    """In words, how many cells of a study have records that nothing can be taken from; of simulated cells,
+    which are no observations anyhow, none is named."""
+    counts = Counter(
+        state.state
+        for state in states
+        if state.state in REFUSED and ENGINES[state.cell.engine].simulates is None
+    )
+    return [
+        f"{_cells(count)}: {state}, and left out; `shardwatt cells {study} --outcome {state}` says why"
+        for state, count in counts.items()
+    ]
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
 
 
 def _observation(site: Site, architecture: Architecture, record: Record) -> Observation:

@@ -42,6 +42,9 @@ _T_95 = (
 )  # fmt: skip
 _Z_95 = 1.6449
 
+#: Fewest independent errors that make an interval: two tell next to nothing of how they scatter.
+LEAST_INDEPENDENT = 3
+
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
@@ -196,18 +199,31 @@ def spread(found: Sequence[LeftOut], approach: Approach, quantity: Quantity) -> 
     the mean square of the logarithms of cells that were left out, n the number of independent ones
     (`_together`), of which each has the weight of one, and t Student's 95 % quantile of n - 1 degrees of
     freedom. It supposes that those logarithms are about normal; `coverage` says how often it was right. None
-    for fewer than two.
+    for fewer than `LEAST_INDEPENDENT`.
     """
-    groups: dict[object, list[float]] = {}
-    for one in found:
-        if (off := one.off(approach, quantity)) is not None:
-            groups.setdefault(_together(one, approach), []).append(off)
+    groups = _independent(found, approach, quantity)
     count = len(groups)
-    if count < 2:
+    if count < LEAST_INDEPENDENT:
         return None
     square = fmean(fmean(off * off for off in offs) for offs in groups.values())
     half = t_quantile(count - 1) * math.sqrt(square * (1 + 1 / count))
     return math.exp(-half), math.exp(half)
+
+
+def independent(found: Iterable[LeftOut], approach: Approach, quantity: Quantity) -> int:
+    """How many errors of an approach are no other one's."""
+    return len(_independent(found, approach, quantity))
+
+
+def _independent(
+    found: Iterable[LeftOut], approach: Approach, quantity: Quantity
+) -> dict[object, list[float]]:
+    """Logarithms of measured over predicted, by what those that are one error have in common."""
+    groups: dict[object, list[float]] = {}
+    for one in found:
+        if (off := one.off(approach, quantity)) is not None:
+            groups.setdefault(_together(one, approach), []).append(off)
+    return groups
 
 
 def _together(one: LeftOut, approach: Approach) -> object:

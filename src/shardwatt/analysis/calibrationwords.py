@@ -9,14 +9,17 @@ from shardwatt.analysis.calibration import Calibrated
 from shardwatt.analysis.calibrationerrors import (
     APPROACHES,
     BASELINES,
+    LEAST_INDEPENDENT,
     QUANTITIES,
     Approach,
     LeftOut,
     Quantity,
     coverage,
     error,
+    independent,
 )
 from shardwatt.analysis.calibrationfit import FARTHEST, NAMES
+from shardwatt.plan.digits import times
 
 #: Who predicts.
 PREDICTORS: dict[Approach, str] = {
@@ -82,14 +85,30 @@ def _verdicts(made: Calibrated) -> list[str]:
         if own is None:
             lines.append(f"  {_QUANTITIES[quantity]}: not calibrated: no cell's was metered and is predicted")
             continue
-        lost_to = [
-            PREDICTORS[name]
-            for name in ("assumed", *BASELINES)
-            if (other := error(made.left_out, name, quantity)) and other.median_percent <= own.median_percent
-        ]
+        lost_to = [PREDICTORS[name] for name in ("assumed", *BASELINES) if _loses(made, quantity, name)]
         verdict = f"no better than: {', '.join(lost_to)}" if lost_to else "better than both baselines"
         lines.append(f"  {_QUANTITIES[quantity]}: {verdict}, by the median error of the {_BASES[basis]}")
     return lines
+
+
+def _loses(made: Calibrated, quantity: Quantity, other: Approach) -> bool:
+    """Whether the forecast is no better than another predictor, by the median error."""
+    own = error(made.left_out, made.basis(quantity), quantity)
+    others = error(made.left_out, other, quantity)
+    return own is not None and others is not None and others.median_percent <= own.median_percent
+
+
+def afterwords(made: Calibrated) -> str | None:
+    """What is to be said of an entry when it is written; None where it is better than the assumptions."""
+    if not made.fit.standard_errors and not made.fit.at_bound:
+        return f"{made.key}: these cells told no factor; forecasts are those of the assumptions, as before"
+    lost = [_QUANTITIES[one] for one in QUANTITIES if _loses(made, one, "assumed")]
+    if not lost:
+        return None
+    return (
+        f"{made.key}: predicts the {' and the '.join(lost)} of cells that it has not seen no better than the "
+        "assumptions do, and is written all the same; remove the entry to plan with the assumptions again"
+    )
 
 
 #: Of a factor that the search could not move any farther.
@@ -100,6 +119,12 @@ _AT_BOUND = (
 
 _BASES: dict[Approach, str] = {"work": "models", "forecast": "forecast"}
 
+#: What cells have in common whose errors count as one.
+_APART: dict[Approach, str] = {
+    "work": "configurations",
+    "forecast": "combinations of model, data set and batch",
+}
+
 
 def _intervals(made: Calibrated) -> list[str]:
     lines = []
@@ -109,10 +134,14 @@ def _intervals(made: Calibrated) -> list[str]:
             continue
         words = f"  90 % interval of a forecast's {_QUANTITIES[quantity]}"
         if quantity not in spread:
-            lines.append(f"{words}: none; all cells are of one model, data set and batch size")
+            basis = made.basis(quantity)
+            own = independent(made.left_out, basis, quantity)
+            lines.append(
+                f"{words}: none; it takes {LEAST_INDEPENDENT} {_APART[basis]}, and these cells are of {own}"
+            )
             continue
         low, high = spread[quantity]
         within, asked = coverage(made.left_out, made.basis(quantity), quantity)
         held = f"; one from the errors of cells independent of it holds a cell in {within} of {asked}"
-        lines.append(f"{words}: {low:.3f} to {high:.3f} times it{held if asked else ''}")
+        lines.append(f"{words}: {times(low)} to {times(high)} times it{held if asked else ''}")
     return lines

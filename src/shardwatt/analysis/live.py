@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from shardwatt.analysis.survey import CellState, State
 from shardwatt.layout import CellPaths
 from shardwatt.leftovers import attempts_of, comment_of, jobs_of_cells
 from shardwatt.run.exchange import read_progress
+from shardwatt.run.workfolder import owner_of
 from shardwatt.slurm import is_job_id
 from shardwatt.slurmjob import SlurmJob
 
@@ -50,7 +49,9 @@ def _live(paths: CellPaths, state: CellState, jobs: Sequence[SlurmJob], prompts:
         if job.comment != comment_of(paths.study, paths.cell.path) and not paths.attempt(job.job_id).exists():
             detail = f"job {job.job_id} on {job.nodes} runs other cells first"
             return replace(state, state=State.PENDING, reason="turn", detail=detail, job_id=job.job_id)
-        stage, progress = _progress(paths, job.job_id, prompts)
+        # A job that Slurm put back into the queue may have left another; the newest is the running one's.
+        newest = next(reversed(_work_folders(paths, job.job_id)), None)
+        stage, progress = _progress(newest, prompts)
         detail = f"job {job.job_id} on {job.nodes}{progress}"
         return replace(state, state=State.RUNNING, reason=stage, detail=detail, job_id=job.job_id)
     if jobs:
@@ -61,16 +62,18 @@ def _live(paths: CellPaths, state: CellState, jobs: Sequence[SlurmJob], prompts:
     if not attempts or attempts[-1].ended_at is not None or is_job_id(attempts[-1].job_id):
         return state
     last = attempts[-1]
-    if last.node != platform.node() or not _is_alive(last.pid) or _work_folder(paths, last.job_id) is None:
-        return state
-    stage, progress = _progress(paths, last.job_id, prompts)
-    detail = f"{last.job_id} on {last.node}{progress}"
-    return replace(state, state=State.RUNNING, reason=stage, detail=detail, job_id=last.job_id)
+    for work in _work_folders(paths, last.job_id):
+        owner = owner_of(work)
+        # The number of its process alone would not do: it may be another's by now.
+        if owner is not None and owner.lives:
+            stage, progress = _progress(work, prompts)
+            detail = f"{last.job_id} on {last.node}{progress}"
+            return replace(state, state=State.RUNNING, reason=stage, detail=detail, job_id=last.job_id)
+    return state
 
 
-def _progress(paths: CellPaths, job_id: str, prompts: int) -> tuple[str, str]:
+def _progress(work: Path | None, prompts: int) -> tuple[str, str]:
     """The stage that an attempt is in, and how far it is in words."""
-    work = _work_folder(paths, job_id)
     progress = read_progress(work) if work else None
     if progress is None:
         return STARTING, ""
@@ -82,11 +85,10 @@ def _progress(paths: CellPaths, job_id: str, prompts: int) -> tuple[str, str]:
     )
 
 
-def _work_folder(paths: CellPaths, job_id: str) -> Path | None:
+def _work_folders(paths: CellPaths, job_id: str) -> list[Path]:
+    """An attempt's, the newest last."""
     begin = paths.work(job_id)
-    # A job that Slurm put back into the queue may have left another; the newest is the running one's.
-    found = sorted(begin.parent.glob(f"{begin.name}-*"), key=_made_at)
-    return found[-1] if found else None
+    return sorted(begin.parent.glob(f"{begin.name}-*"), key=_made_at)
 
 
 def _made_at(folder: Path) -> float:
@@ -94,13 +96,3 @@ def _made_at(folder: Path) -> float:
         return folder.stat().st_mtime
     except OSError:
         return 0.0  # its attempt has just ended
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from shardwatt.analysis.calibrationerrors import Approach, LeftOut, Quantity, error
 from shardwatt.analysis.canvas import save, sheet
 from shardwatt.analysis.panels import COLOURS, INK, MARKERS, MUTED, dress
+from shardwatt.plan.digits import times
 
 #: Title, and the words on the axes, by quantity.
 _PANELS: dict[Quantity, tuple[str, str]] = {
@@ -28,14 +29,21 @@ _NAMES: dict[Quantity, str] = {"duration_s": "time", "energy_j": "energy"}
 #: Filled marks, and hollow ones.
 _DRAWN: tuple[Approach, ...] = ("work", "forecast")
 
-#: Ticks of measured over predicted; those in reach are shown.
-_RATIOS = (0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.4, 2.0, 5.0, 10.0)
+#: Ticks of measured over predicted by how far the axis reaches at most; beyond, powers of ten.
+_RATIOS = {
+    1.5: (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.4),
+    3.0: (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 2.0, 2.5),
+    10.0: (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 10.0),
+}
 
 #: Least reach of the axis to either side of 1, and room beyond the farthest mark, as factors.
 _LEAST_REACH, _ROOM = 1.1, 1.15
 
 #: Room beside the outermost marks, and the range from which on only powers of ten have ticks, as factors.
 _BESIDE, _MANY_TICKS = 1.25, 300
+
+#: A mark: group, who predicts, what is predicted, and measured over that.
+Place: TypeAlias = "tuple[Group, Approach, float, float]"
 
 _PANEL_IN, _BODY_IN = 4.3, 3.0
 
@@ -84,6 +92,7 @@ def compose(groups: Sequence[Group], study: str) -> Figure:
     """Lay time and energy out beside each other; energy only where it was metered."""
     shown: list[Quantity] = [quantity for quantity in _PANELS if _places(groups, quantity)]
     notes = [_NOTE, *(_errors(group, shown) for group in groups)]
+    notes += [words for group in groups if (words := _beyond(group, groups, shown))]
     if "energy_j" not in shown:
         notes.append("No cell's energy was metered and is predicted: only time is shown.")
     made = sheet(
@@ -129,8 +138,19 @@ def _errors(group: Group, shown: Sequence[Quantity]) -> str:
     return f"{group.name}, errors |ln(measured / predicted)| of {len(group.cells)} cells. {'; '.join(words)}."
 
 
-def _places(groups: Sequence[Group], quantity: Quantity) -> list[tuple[Group, Approach, float, float]]:
-    """Every mark: group, who predicts, what is predicted, and measured over that."""
+def _beyond(group: Group, groups: Sequence[Group], shown: Sequence[Quantity]) -> str | None:
+    """A group's intervals that do not end on the axis, in words; None where all do."""
+    words = [
+        f"{_NAMES[quantity]} {times(interval[0])} to {times(interval[1])} times the forecast"
+        for quantity in shown
+        if (interval := group.spread.get(quantity))
+        if _farthest(interval) > _reach(groups, quantity)
+    ]
+    return f"{group.name}, 90 % intervals beyond the axis: {', '.join(words)}." if words else None
+
+
+def _places(groups: Sequence[Group], quantity: Quantity) -> list[Place]:
+    """Every mark."""
     return [
         (group, approach, getattr(one.cell, quantity) / math.exp(off), math.exp(off))
         for group in groups
@@ -154,19 +174,32 @@ def _draw(axes: Any, groups: Sequence[Group], quantity: Quantity) -> None:
         if approach == "forecast":
             look = {"mfc": "none", "mec": group.colour, "mew": 1.1}
         axes.plot(predicted, ratio, ls="", marker=group.marker, ms=5.5, zorder=4, **look)
-    ends = [ratio for *_, ratio in places]
-    ends += [end for group in groups for end in group.spread.get(quantity, ())]
-    _scale(axes, [predicted for *_, predicted, _ in places], ends)
+    _scale(axes, [predicted for *_, predicted, _ in places], _reach(groups, quantity))
 
 
-def _scale(axes: Any, predicted: Sequence[float], ratios: Sequence[float]) -> None:
-    """Logarithmic axes; that of the ratios reaches as far to either side of 1."""
-    reach = max(_LEAST_REACH, _ROOM * max(max(one, 1 / one) for one in ratios))
+def _reach(groups: Sequence[Group], quantity: Quantity) -> float:
+    """How far the axis of the ratios goes to either side of 1, as a factor: to the marks, and to the ends of
+    intervals that leave them half of it. A few cells make an interval as wide as they like."""
+    marks = _farthest([ratio for *_, ratio in _places(groups, quantity)])
+    ends = [_farthest(interval) for group in groups if (interval := group.spread.get(quantity))]
+    return max(_LEAST_REACH, _ROOM * max([marks, *(end for end in ends if end <= (_ROOM * marks) ** 2)]))
+
+
+def _farthest(ratios: Iterable[float]) -> float:
+    """Of ratios that which is farthest from 1, as a factor above it."""
+    return max(max(one, 1 / one) for one in ratios)
+
+
+def _scale(axes: Any, predicted: Sequence[float], reach: float) -> None:
+    """Logarithmic axes."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(min(predicted) / _BESIDE, max(predicted) * _BESIDE)
     axes.set_ylim(1 / reach, reach)
-    axes.yaxis.set_major_locator(FixedLocator([one for one in _RATIOS if 1 / reach <= one <= reach]))
+    ratios = next((ratios for most, ratios in _RATIOS.items() if reach <= most), None)
+    axes.yaxis.set_major_locator(
+        LogLocator() if ratios is None else FixedLocator([one for one in ratios if 1 / reach <= one <= reach])
+    )
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"×{value:g}"))  # noqa: RUF001
     axes.yaxis.set_minor_locator(NullLocator())
     wide = max(predicted) / min(predicted) > _MANY_TICKS

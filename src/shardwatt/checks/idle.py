@@ -189,7 +189,8 @@ def read_idle(
             for name, read in meters.items():
                 for sample in read():
                     found.samples[name, sample.device].samples.append(sample)
-            if now_s - start_s >= seconds:
+            # Of one sample nothing could be told: a busy machine may take all the time for the first.
+            if tick and now_s - start_s >= seconds:
                 return found
             # Deadlines are multiples of the period, as the sampler's; none is caught up with.
             tick = max(tick + 1, int((time.monotonic() - start_s) / period_s) + 1)

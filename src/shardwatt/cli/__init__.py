@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -65,6 +66,9 @@ for command in (
 
 def main() -> NoReturn:
     """Run a command; a user's mistake ends in its message alone."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A letter that a terminal or a file's encoding lacks is told by its number: no data is lost.
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     # Its own news; of libraries only what they warn of.
     logging.getLogger("shardwatt").setLevel(logging.INFO)

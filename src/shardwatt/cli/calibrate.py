@@ -24,9 +24,9 @@ def calibrate(place: Place, studies: tuple[str, ...], dry_run: bool) -> None:
     """
     from shardwatt.analysis.calibration import calibrate as fitted
     from shardwatt.analysis.calibration import entry, forecast_by_plan, store, too_few
-    from shardwatt.analysis.calibrationcells import observe
+    from shardwatt.analysis.calibrationcells import observe, unusable
     from shardwatt.analysis.calibrationlengths import lengths_told
-    from shardwatt.analysis.calibrationwords import told
+    from shardwatt.analysis.calibrationwords import afterwords, told
     from shardwatt.analysis.residualfigure import Group, draw_residuals
     from shardwatt.cli.states import states_on_disk
     from shardwatt.layout import study_results
@@ -35,9 +35,10 @@ def calibrate(place: Place, studies: tuple[str, ...], dry_run: bool) -> None:
     names = list(dict.fromkeys(studies))
     cells, skipped = [], []
     for name in names:
-        seen, passed_over = observe(place.root, place.site, states_on_disk(place, name, place.cells(name)))
+        states = states_on_disk(place, name, place.cells(name))
+        seen, passed_over = observe(place.root, place.site, states)
         cells += seen
-        skipped += passed_over
+        skipped += [*unusable(name, states), *passed_over]
     for words in skipped:
         click.echo(words, err=True)
     forecast = forecast_by_plan(place.root, place.site, {name: place.study(name) for name in names})
@@ -54,6 +55,8 @@ def calibrate(place: Place, studies: tuple[str, ...], dry_run: bool) -> None:
     path = calibration_file(place.site_files[-1])
     store({made.key: entry(made, source, today) for made in found}, path)
     print(path)
+    for after in filter(None, map(afterwords, found)):
+        click.echo(after, err=True)
     for name in names:
         groups = [
             Group(made.key, index, own, made.spread())

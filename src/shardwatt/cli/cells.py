@@ -18,6 +18,7 @@ from shardwatt.cli.filters import matcher, where_option
 from shardwatt.cli.options import Place, place_options
 from shardwatt.cli.states import states_now
 from shardwatt.layout import CELL_FILES, CellPaths, listed
+from shardwatt.locks import alone
 
 _COLOURS = {
     State.OK: "green",
@@ -147,8 +148,6 @@ def _remove(
     place: Place, study: str, states: Sequence[CellState], seen: Mapping[Cell, tuple[int, ...] | None]
 ) -> None:
     """Remove cells' files, but for those whose record is no longer the one that was looked at."""
-    from shardwatt.run.commit import alone
-
     for state in states:
         paths = CellPaths(place.base, study, state.cell)
         with alone(paths.commit_lock):

@@ -44,7 +44,6 @@ def matcher(filters: Sequence[str], cells: Iterable[Cell]) -> Callable[[Cell], b
 def _parse(text: str) -> tuple[str, set[str]]:
     axis, equals, values = text.partition("=")
     if not equals or axis not in AXES:
-        raise ShardwattError(
-            f"--where {text}: expected AXIS=VALUE{suggestion(axis, AXES)}; axes: {', '.join(AXES)}"
-        )
+        near = "" if axis in AXES else suggestion(axis, AXES)
+        raise ShardwattError(f"--where {text}: expected AXIS=VALUE{near}; axes: {', '.join(AXES)}")
     return axis, set(values.split(","))

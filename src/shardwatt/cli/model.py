@@ -121,15 +121,12 @@ def reshard(
     """
     from shardwatt.data.tokenizer import open_tokenizer
     from shardwatt.engine.reshard import reshard as copy
-    from shardwatt.engine.reshard import unfinished_copies
 
     checkpoint = _checkpoint(path, root, site_files)
     tokenizer = open_tokenizer(checkpoint.tokenizer)
     architecture: Architecture = read_architecture(checkpoint, tokenizer.vocab_size)
     # No run would take a copy in a layout whose embeddings are not padded, if this one's is.
     tokenizer.expect_vocabulary(architecture.vocab_size, layout)
-    for folder in unfinished_copies(target):
-        click.echo(f"{folder}: left by a copy that was killed, unless one is made now: remove it", err=True)
     # Whatever ends it, what is half written goes.
     with EndingSignals():
         done = copy(

@@ -18,6 +18,7 @@ from shardwatt.dag import command_environment
 from shardwatt.errors import ShardwattError
 from shardwatt.layout import claims
 from shardwatt.leftovers import check_claims
+from shardwatt.locks import alone
 from shardwatt.slurm import jobs_here
 
 
@@ -118,8 +119,6 @@ def _unpaired(
 @contextmanager
 def _submitting(base: Path, study: str) -> Iterator[None]:
     """Be the only one who submits cells of a study together, and know of all jobs of it what they run."""
-    from shardwatt.run.commit import alone
-
     _check_alone(base)
     with alone(claims(base, study) / ".lock"):
         check_claims(base, [study], jobs_here(base))

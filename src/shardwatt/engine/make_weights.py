@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from shardwatt.architectures import Architecture
+from shardwatt.engine.halfmade import REPLACED, half_made, remove_abandoned
 from shardwatt.engine.model import Transformer
 from shardwatt.engine.parallel import join
 from shardwatt.engine.sampling.published import in_nucleus
@@ -68,15 +69,7 @@ def make_weights(
     Raises:
         OSError: the folder cannot be written.
     """
-    origin = {
-        "recipe": recipe.model_dump(mode="json"),
-        "architecture": asdict(architecture),
-        "shards": shards,
-        "eos_id": eos_id,
-        "never": sorted(never),
-    }
-    names = [SHARD_FILE.format(rank=rank) for rank in range(shards)]
-    if made_from(folder) == origin and all((folder / name).is_file() for name in names):
+    if is_made(recipe, architecture, shards, folder, eos_id, never):
         return
     weights = random_weights(architecture, recipe.seed)
     weights["output.weight"][list(never)] = 0.0
@@ -93,21 +86,52 @@ def make_weights(
         "max_seq_len": architecture.context,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        made = Path(scratch) / "made"
-        made.mkdir()
-        for rank, name in enumerate(names):
+    remove_abandoned(folder)
+    with half_made(folder) as made:
+        for rank, name in enumerate(_names(shards)):
             with (made / name).open("wb") as stream:
                 torch.save(_shard(architecture, weights, rank, shards), stream)
                 os.fsync(stream.fileno())
+        origin = _origin(recipe, architecture, shards, eos_id, never)
         for told, content in (("params.json", params), (MADE_FROM_FILE, origin)):
             with (made / told).open("w", encoding="utf-8") as text:
                 text.write(json.dumps(content, indent=1) + "\n")
                 text.flush()
                 os.fsync(text.fileno())
         if folder.exists():
-            folder.rename(Path(scratch) / "old")
+            folder.rename(made.with_name(REPLACED))
         made.rename(folder)
+
+
+def is_made(
+    recipe: Recipe,
+    architecture: Architecture,
+    shards: int,
+    folder: Path,
+    eos_id: int,
+    never: Collection[int] = (0, 1),
+) -> bool:
+    """Whether a folder holds what `make_weights` would put there of the same."""
+    return made_from(folder) == _origin(recipe, architecture, shards, eos_id, never) and all(
+        (folder / name).is_file() for name in _names(shards)
+    )
+
+
+def _origin(
+    recipe: Recipe, architecture: Architecture, shards: int, eos_id: int, never: Collection[int]
+) -> dict[str, object]:
+    """All that the weights depend on, as `made_from` reads it back."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "architecture": asdict(architecture),
+        "shards": shards,
+        "eos_id": eos_id,
+        "never": sorted(never),
+    }
+
+
+def _names(shards: int) -> list[str]:
+    return [SHARD_FILE.format(rank=rank) for rank in range(shards)]
 
 
 def random_weights(architecture: Architecture, seed: int) -> dict[str, Tensor]:

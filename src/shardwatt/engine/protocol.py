@@ -48,6 +48,8 @@ class ModelOnRank:
         cuda_graphs: `one-shard` captures decode steps in CUDA graphs where one rank is alone, `always` also
             where there are several, `never` nowhere.
         collective_timeout_s: longest time in s that one rank waits for the others; as given to `join`.
+        rows: of the largest batch that is answered first, which weights are laid out for as they are read; 0
+            where it is not known.
     """
 
     architecture: Architecture
@@ -60,6 +62,7 @@ class ModelOnRank:
     eos_ids: frozenset[int]
     cuda_graphs: CudaGraphs = "one-shard"
     collective_timeout_s: float = 600.0
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from shardwatt.architectures import Architecture
 from shardwatt.checkpoints import SUMS_FILE, Layout
+from shardwatt.engine.halfmade import half_made, remove_abandoned
 from shardwatt.engine.sums import manifest
 from shardwatt.engine.weights import RankWeights, open_whole
 from shardwatt.engine.weights.companions import companions, sequence_ids
@@ -33,8 +32,6 @@ from shardwatt.units import size_words
 _CHUNK_BYTES = 4 * 2**20
 #: Numbers that are looked at together.
 _LOOKED_AT = 2**20
-#: In a hidden folder beside the target: what becomes the target.
-_MADE = "made"
 
 #: Called with the bytes that are done and all bytes to do: each is written once and read back once.
 Progress = Callable[[int, int], None]
@@ -72,7 +69,8 @@ def reshard(
     """Write a copy of a checkpoint in another number of shards or another layout; bits stay as they are.
 
     Tensor by tensor, so that memory holds one at a time, and the source is read once. The folder appears
-    whole or not at all, after every tensor was read back from the disk and found as it was written.
+    whole or not at all, after every tensor was read back from the disk and found as it was written. What a
+    killed copy to the same target has left on this node is removed first.
 
     `meta` is written as params.json and consolidated.NN.safetensors: the embedding split by width as in
     LLaMA 1 and 2, and a tied one once. Of LLaMA 3 such a copy in several shards is for this software alone:
@@ -115,10 +113,9 @@ def reshard(
     tensors = _Tensors(weights, allow_non_finite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target)
         _check_space(target.parent, size_bytes)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            made = Path(scratch) / _MADE
-            made.mkdir()
+        with half_made(target) as made:
             _fill(made, tensors, plan, small, _Told(progress, 2 * size_bytes))
             copy = Checkpoint(made, made / source.tokenizer.name, layout, tuple(file.name for file in plan))
             open_whole(copy, architecture)
@@ -135,23 +132,6 @@ def reshard(
         ) from problem
     checkpoint = replace(copy, folder=target, tokenizer=target / copy.tokenizer.name)
     return Resharded(checkpoint, size_bytes, time.monotonic() - begin_s, tensors.non_finite)
-
-
-def unfinished_copies(target: Path) -> list[Path]:
-    """Folders of this user in which copies to a target are being written, or were when they were killed.
-
-    Nothing tells the two apart for certain on a file system that several nodes share: they are to be named.
-    """
-    made = re.compile(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}")  # as tempfile names them
-    with suppress(OSError):
-        return sorted(
-            folder
-            for folder in target.parent.iterdir()
-            if made.fullmatch(folder.name)
-            and folder.lstat().st_uid == os.getuid()
-            and (folder / _MADE).is_dir()
-        )
-    return []
 
 
 class _Told:

@@ -60,6 +60,7 @@ class CellForecast:
         allocation_energy_j: of all devices that the job holds, used or not, over `allocation_duration_s`.
         duration_range_s: 90 % interval; None without a calibration.
         energy_range_j: likewise.
+        is_calibrated: whether finished cells told any of the factors that it is made with.
         gpu_hours: of `gpus_held` over the job.
         node_hours: of `nodes` over the job.
         cost: in the site's currency; None without a price.
@@ -88,6 +89,7 @@ class CellForecast:
     allocation_energy_j: float | None = None
     duration_range_s: tuple[float, float] | None = None
     energy_range_j: tuple[float, float] | None = None
+    is_calibrated: bool = False
     gpu_hours: float | None = None
     node_hours: float | None = None
     cost: float | None = None

@@ -31,6 +31,9 @@ IDLE_SHARE = 0.13
 CORE_BANDWIDTH_B_S = 10e9
 CORE_FLOP_PER_S = 60e9
 
+#: Ends what is assumed of processors, until a calibration told what it could.
+OR_CALIBRATE = ", or calibrate"
+
 #: What nodes are taken to be linked by: 25 Gb/s Ethernet, 30 us a message (assumptions), all GPUs of a node
 #: together.
 NODE_LINK_B_S = 25e9 / 8
@@ -267,13 +270,13 @@ def _processor(site: Site, gpu: str, precision: str, shards: int, assumptions: l
         assumed.append(f"{CORE_FLOP_PER_S / 1e9:g} GFLOP/s")
     if assumed:
         assumptions.append(
-            f"{gpu}: a core is taken to do {' and '.join(assumed)}; give gpus.{gpu}.peak, or calibrate"
+            f"{gpu}: a core is taken to do {' and '.join(assumed)}; give gpus.{gpu}.peak{OR_CALIBRATE}"
         )
     if ranks > 1 and site.link(gpu, "inside") is None:
         assumptions.append(
             Warned(
                 f"{gpu}: {_GLOO_B_S / 1e9:g} GB/s between ranks of a machine and "
-                f"{_GLOO_LATENCY_S * 1e6:g} us a message are assumed; give links.inside, or calibrate"
+                f"{_GLOO_LATENCY_S * 1e6:g} us a message are assumed; give links.inside{OR_CALIBRATE}"
             )
         )
     return PlanDevice(

@@ -49,6 +49,11 @@ def duration(seconds: float) -> str:
     return f"{rounded(seconds / unit.holds)} {unit.name}"
 
 
+def times(factor: float) -> str:
+    """A factor above 0 in three digits; far below one as what it divides by: `206`, `0.831`, `1/206`."""
+    return rounded(factor) if factor >= 0.5 else f"1/{rounded(1 / factor)}"
+
+
 def in_line(texts: Sequence[str]) -> list[str]:
     """Texts of one width, numbers with their decimal points below each other."""
     parts = [_PARTS.fullmatch(text) for text in texts]

@@ -15,7 +15,7 @@ from shardwatt.jobshape import JobShape, devices_held, gpus_held, job_shape
 from shardwatt.models import find_architecture, unknown_shape
 from shardwatt.modelwork import PhaseName
 from shardwatt.plan.calibrated import calibration_of, factors_of
-from shardwatt.plan.caveats import of_device, of_model, of_power, of_site
+from shardwatt.plan.caveats import of_device, of_model, of_power, of_prompts, of_site
 from shardwatt.plan.cellforecast import CellForecast, PhaseForecast
 from shardwatt.plan.device import Factors, PlanDevice, device_of
 from shardwatt.plan.jobtime import cool_down_s, host_memory_gib, job_time
@@ -23,7 +23,7 @@ from shardwatt.plan.memory import MemoryNeed, cell_memory
 from shardwatt.plan.power import OperatingPoint, operating_point
 from shardwatt.plan.price import allocation_energy_j, carbon_kg, cost
 from shardwatt.plan.timing import PhaseSeconds, phase_seconds
-from shardwatt.plan.workload import ASSUMED_LENGTHS, PhaseLoad, Workload, workload
+from shardwatt.plan.workload import ASSUMED_LENGTHS, PhaseLoad, Workload, most_positions, workload
 from shardwatt.site import Site
 from shardwatt.study import Study
 
@@ -88,7 +88,8 @@ class Forecaster:
         architecture = self._architecture(cell.model)
         if isinstance(architecture, str):
             return replace(forecast, notes=of_model(architecture))
-        tokens = self._catalogue.dataset(cell.dataset).tokens
+        dataset = self._catalogue.dataset(cell.dataset)
+        tokens, positions = dataset.tokens, most_positions(architecture, self._study.cache_tokens)
         notes = [] if tokens else [f"data set '{cell.dataset}' has no `tokens`: {ASSUMED_LENGTHS.source}"]
         load, longest = (
             workload(
@@ -109,6 +110,7 @@ class Forecaster:
             generated_tokens=load.generated_tokens,
             host_memory_gib=self._host_memory_gib(cell, architecture),
         )
+        notes += of_prompts(cell, dataset.longest_prompt, positions, architecture.context)
         notes += of_site(self._site, cell, forecast.host_memory_gib)
         device = self._device(cell.gpu, cell.precision, cell.shards)
         if device is None:
@@ -117,8 +119,13 @@ class Forecaster:
         factors = self._factors(cell.gpu, cell.engine)
         points = self._points(cell, architecture, load, device, factors)
         notes += of_power(points, cell, device)
-        notes += of_device(device, self._calibration(cell.gpu, cell.engine), cell, factors)
-        forecast = replace(forecast, phases={name: _phase(point, cell) for name, point in points.items()})
+        found = self._calibration(cell.gpu, cell.engine)
+        notes += of_device(device, found, cell, factors)
+        forecast = replace(
+            forecast,
+            phases={name: _phase(point, cell) for name, point in points.items()},
+            is_calibrated=found is not None and bool(found.fitted or found.at_bound),
+        )
         forecast = self._timed(forecast, architecture, load, factors)
         is_as_long = longest.phases == load.phases
         most = points if is_as_long else self._points(cell, architecture, longest, device, factors)

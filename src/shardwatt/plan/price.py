@@ -73,3 +73,14 @@ def carbon_kg(site: Site, energy_j: float | None) -> float | None:
     if site.carbon is None or site.pue is None or energy_j is None:
         return None
     return supplied_kwh(energy_j, site.pue) * site.carbon.g_per_kwh / 1000
+
+
+def keys_missing(site: Site) -> dict[str, list[str]]:
+    """Keys that a site has not, of those that the electricity of a job takes: for its `cost` and its
+    `carbon`. Where GPU hours have a price, cost takes none of them."""
+    pue = [] if site.pue is not None else ["pue"]
+    price = "prices" if site.prices is None else "prices.kwh" if site.prices.kwh is None else None
+    return {
+        "cost": [*([price] if price else []), *pue],
+        "carbon": [*pue, *([] if site.carbon is not None else ["carbon"])],
+    }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from shardwatt.engines import ENGINES
 from shardwatt.plan.columns import PlanRow
-from shardwatt.plan.digits import duration
+from shardwatt.plan.digits import duration, times
 from shardwatt.plan.table import Plan
 from shardwatt.plan.warned import Warned
 
@@ -21,6 +21,9 @@ DOES_NOT_FIT = "does not fit"
 _LEGEND = "window: the inference run; job: with start, loading, idle baselines and warm-up"
 _LONGEST = "; longest: the job if no response ends by itself, from which its time limit follows"
 _WINDOW = ". Power and energy are of all devices over the window"
+
+#: Intervals are told as changes in % where neither end is farther off than this factor.
+_IN_PERCENT = 2.0
 
 #: Notes that are shown one by one; the others are counted.
 _NOTES_AT_MOST = 16
@@ -78,10 +81,10 @@ def standing(rows: Sequence[PlanRow]) -> str:
 
 
 def _calibrated(rows: Sequence[PlanRow]) -> str:
-    """Whether the forecasts are calibrated."""
+    """Whether the forecasts are calibrated: an interval alone makes none so."""
     pairs = {(row.forecast.cell.gpu, row.forecast.cell.engine): False for row in rows}
     for row in rows:
-        if row.forecast.duration_range_s is not None:
+        if row.forecast.is_calibrated:
             pairs[row.forecast.cell.gpu, row.forecast.cell.engine] = True
     without = [f"{engine} on {gpu}" for (gpu, engine), calibrated in pairs.items() if not calibrated]
     if not without:
@@ -89,28 +92,35 @@ def _calibrated(rows: Sequence[PlanRow]) -> str:
     which = "" if len(without) == len(pairs) else f" for {', '.join(without)}"
     return (
         f"Estimates from data sheets and assumed factors, not calibrated{which}: `shardwatt calibrate` fits "
-        "them to finished cells."
+        "them to finished cells that tell them."
     )
 
 
 def interval(rows: Sequence[PlanRow]) -> str | None:
     """Between what 90 % of cells are, from their forecasts; None where no row has an interval."""
     found = [row.forecast for row in rows if row.runs]
-    times = [_change(one.duration_s, one.duration_range_s) for one in found]
-    joules = [_change(one.energy_j, one.energy_range_j) for one in found]
+    durations = [_factors(one.duration_s, one.duration_range_s) for one in found]
+    joules = [_factors(one.energy_j, one.energy_range_j) for one in found]
     parts = [
-        f"{name} {min(low for low, _ in known):+.0f} to {max(high for _, high in known):+.0f} %"
-        for name, changes in (("time", times), ("energy", joules))
-        if (known := [change for change in changes if change is not None])
+        f"{name} {_between(min(low for low, _ in known), max(high for _, high in known))}"
+        for name, factors in (("time", durations), ("energy", joules))
+        if (known := [pair for pair in factors if pair is not None])
     ]
     return f"90 % interval: {', '.join(parts)}" if parts else None
 
 
-def _change(middle: float | None, ends: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Ends of an interval as changes in %."""
+def _factors(middle: float | None, ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Ends of an interval over what it is of."""
     if not middle or ends is None:
         return None
-    return 100 * (ends[0] / middle - 1), 100 * (ends[1] / middle - 1)
+    return ends[0] / middle, ends[1] / middle
+
+
+def _between(low: float, high: float) -> str:
+    """An interval of factors, as changes or, where it is wide, in times."""
+    if low >= 1 / _IN_PERCENT and high <= _IN_PERCENT:
+        return f"{100 * (low - 1):+.0f} to {100 * (high - 1):+.0f} %"
+    return f"{times(low)} to {times(high)} times"
 
 
 def remarks(plan: Plan, unknown: Sequence[str], *, explains_longest: bool) -> list[str]:
@@ -135,7 +145,7 @@ def remarks(plan: Plan, unknown: Sequence[str], *, explains_longest: bool) -> li
     if any(one.unknown and one.value is not None for one in plan.total.sums.values()):
         found.append(f"{AT_LEAST} at least: of some cells it is not known.")
     if run:
-        found += _missing(unknown)
+        found += _missing(unknown, plan.keys_missing)
     longest = max(run, key=lambda row: row.forecast.allocation_duration_s or 0.0, default=None)
     if longest is not None and longest.forecast.allocation_duration_s is not None:
         cell = longest.forecast.cell
@@ -144,16 +154,17 @@ def remarks(plan: Plan, unknown: Sequence[str], *, explains_longest: bool) -> li
     return found
 
 
-def _missing(unknown: Sequence[str]) -> list[str]:
+def _missing(unknown: Sequence[str], keys_missing: Mapping[str, Sequence[str]]) -> list[str]:
     """Why numbers are not there."""
     money = [name for name in unknown if name in ("cost", "carbon")]
     others = [name for name in unknown if name not in ("needed", *money)]
     found = []
     if others:
         found.append(f"Not known of any cell: {', '.join(others)}; see the notes.")
-    elif money:
-        keys = "that takes the site's keys `prices`, `pue` and `carbon` (config/README.md)"
-        found.append(f"No {' and no '.join(money)}: {keys}.")
+    elif keys := [f"`{key}`" for key in dict.fromkeys(key for name in money for key in keys_missing[name])]:
+        words = " and ".join(filter(None, (", ".join(keys[:-1]), keys[-1])))
+        noun = "key" if len(keys) == 1 else "keys"
+        found.append(f"No {' and no '.join(money)}: that takes the site's {noun} {words} (config/README.md).")
     return found
 
 

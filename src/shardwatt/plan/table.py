@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from shardwatt.cell import Cell
 from shardwatt.plan.cellforecast import CellForecast, PhaseForecast
 from shardwatt.plan.columns import PLAN_COLUMNS, PlanRow, values
+from shardwatt.plan.price import keys_missing
 from shardwatt.plan.totals import Totals, totals
 from shardwatt.site import Site
 from shardwatt.study import Study
@@ -29,6 +30,7 @@ class Plan:
         cells: how many the study has.
         total: of all rows, each once.
         blocks: of the rows of each block; a cell in several counts in each.
+        keys_missing: of the site, that `cost` and `carbon` take (`shardwatt.plan.price`).
     """
 
     study: str
@@ -39,6 +41,7 @@ class Plan:
     cells: int
     total: Totals
     blocks: Sequence[Totals]
+    keys_missing: Mapping[str, Sequence[str]]
 
 
 def make_plan(
@@ -82,6 +85,7 @@ def make_plan(
             totals(block.name or f"block {number}", [row for row in rows if number in row.blocks])
             for number, block in enumerate(study.matrix, start=1)
         ],
+        keys_missing=keys_missing(site),
     )
 
 

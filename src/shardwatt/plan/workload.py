@@ -104,6 +104,11 @@ class _Limits:
     positions: int
 
 
+def most_positions(architecture: Architecture, cache_tokens: int | None) -> int:
+    """Positions that a prompt and its response may take together: of the cache or of the context."""
+    return min(architecture.context, cache_tokens or architecture.context)
+
+
 def workload(
     cell: Cell,
     architecture: Architecture,
@@ -128,7 +133,7 @@ def workload(
         lengths: of prompts and responses, in tokens.
         ends: whether responses end by themselves; False: what it takes if none does.
     """
-    positions = min(architecture.context, cache_tokens or architecture.context)
+    positions = most_positions(architecture, cache_tokens)
     limits = _Limits(cell.length, positions)
     # A prompt leaves room for one token at least.
     expected = Lengths.of(lengths).within(positions - 1)

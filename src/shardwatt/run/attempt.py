@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import platform
+import secrets
 import sys
 import traceback
 from collections import deque
@@ -23,6 +24,7 @@ from shardwatt.run.endings import TAIL_LINES
 from shardwatt.run.ranklog import said_by_rank
 from shardwatt.run.signals import EndingSignals
 from shardwatt.run.workfolder import WorkFolder, remove_abandoned
+from shardwatt.slurm import own_cluster
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class OpenAttempt:
 
     Attributes:
         paths: where the cell lies.
-        job_id: Slurm's, or one made of time and process.
+        job_id: Slurm's, or one made of time, process and chance.
         node: this host.
         started_at: UTC; tells this start from another of the same job.
         works_since: UTC; the same, unless it had to wait for the machine.
@@ -49,8 +51,9 @@ class OpenAttempt:
         self.paths = paths
         self.started_at = self.works_since = datetime.now(UTC)
         self.node = platform.node()
+        # Containers on one file system have the same numbers of processes: chance tells their starts apart.
         self.job_id = os.environ.get("SLURM_JOB_ID") or (
-            f"local-{self.started_at:%Y%m%dT%H%M%S}-{os.getpid()}"
+            f"local-{self.started_at:%Y%m%dT%H%M%S}-{os.getpid()}-{secrets.token_hex(4)}"
         )
         self.outcome = Outcome.OK
         self.reason: str | None = None
@@ -127,6 +130,7 @@ class OpenAttempt:
     def _write_attempt(self, *, ended: bool) -> None:
         record = Attempt(
             job_id=self.job_id,
+            cluster=own_cluster(),
             node=self.node,
             pid=os.getpid(),
             constants_hash=self._constants_hash,

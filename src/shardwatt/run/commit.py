@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from shardwatt.cellfiles import SCHEMAS, read_table
@@ -16,11 +11,6 @@ from shardwatt.errors import RecordError
 from shardwatt.layout import CELL_FILES, CellPaths
 from shardwatt.recordfiles import read
 from shardwatt.records import Inputs, Record
-
-#: What a file system says that has no locks.
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-
-log = logging.getLogger(__name__)
 
 
 def valid_record(paths: CellPaths, constants_hash: str, inputs: Inputs) -> bool:
@@ -40,24 +30,6 @@ def valid_record(paths: CellPaths, constants_hash: str, inputs: Inputs) -> bool:
         and record.constants_hash == constants_hash
         and record.inputs == inputs
     )
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Wait until no other attempt puts files into the same place: those of two are never mixed.
-
-    On a file system without locks it goes on without one.
-    """
-    # Who tidied the logs away while the cell ran has not asked for its result to be lost.
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as problem:
-            if problem.errno not in NO_LOCKS:
-                raise
-            log.warning("%s: the file system has no locks; going on without", lock)
-        yield
 
 
 def put_in_place(work: Path, results: Path) -> None:

@@ -18,6 +18,7 @@ from shardwatt.records import CellRecord, Outcome
 from shardwatt.run.workfolder import is_worked_in, jobs_with_folders, remove_of_job
 from shardwatt.slurm import available, dead_nodes, find_job, is_job_id, jobs_here
 from shardwatt.slurmjob import SlurmJob, reason_of
+from shardwatt.slurmsite import settings
 
 #: Lines of the supervisor's log that a failure quotes.
 TAIL_LINES = 20
@@ -51,9 +52,10 @@ def settle(
     """Write the ends of attempts down whose Slurm jobs are over; see a cancellation's true cause.
 
     Cells that have a record are left alone, and so are attempts that go on, that were made without Slurm,
-    or that Slurm cannot be asked about here and now: then the log says so. An attempt whose work folder
-    changes goes on, though Slurm here may not know its job: that is another cluster's. Of attempts that told
-    their end, and were killed before they had tidied up, the work folders are removed.
+    or that Slurm cannot be asked about here and now: then the log says so. Attempts of another cluster are
+    left alone too: it counts its jobs apart. Where it is not known whose one is, one whose work folder
+    changes goes on, though Slurm here may not know its job. Of attempts that told their end, and were killed
+    before they had tidied up, the work folders are removed.
 
     Args:
         base: the folder that holds results/ and logs/.
@@ -76,23 +78,42 @@ def settle(
         and _is_own(paths.attempt(attempt.job_id))
     ]
     opened = [(paths, attempt) for paths, attempt in in_slurm if attempt.ended_at is None]
-    ended = {attempt.job_id: paths for paths, attempt in in_slurm if attempt.ended_at is not None}
+    # Several cells of a job have one folder of work.
+    ended = {(one.job_id, one.cluster): (paths, one) for paths, one in in_slurm if one.ended_at is not None}
     cancelled = [(paths, failure) for paths in without if (failure := _doubtful(paths)) is not None]
     if not (opened or ended or cancelled) or not available():
         return
     try:
         go_on = {job.job_id for job in (jobs_here(base) if jobs is None else jobs)}
+        doubted = [(paths, read_attempt(paths.attempt(failure.job_id))) for paths, failure in cancelled]
+        starts = [*opened, *ended.values(), *((paths, one) for paths, one in doubted if one is not None)]
+        left = _elsewhere((paths, attempt) for paths, attempt in starts if attempt.job_id not in go_on)
         for paths, attempt in opened:
-            if attempt.job_id not in go_on:
+            if attempt.job_id not in go_on and (paths, attempt.job_id) not in left:
                 _end(paths, attempt, constants_hash)
-        for job_id, paths in ended.items():
-            if job_id not in go_on and not _goes_on(paths, job_id, _own_job(paths, job_id)):
-                remove_of_job(paths.work(job_id).parent, job_id)
+        for (job_id, cluster), (paths, _) in ended.items():
+            if job_id in go_on or (paths, job_id) in left:
+                continue
+            if not _goes_on(paths, job_id, _own_job(paths, job_id)):
+                remove_of_job(paths.work(job_id).parent, job_id, cluster)
         for paths, failure in cancelled:
-            if failure.job_id not in go_on:
+            if failure.job_id not in go_on and (paths, failure.job_id) not in left:
                 _refine(paths, failure)
     except (SlurmError, OSError) as problem:
         log.warning("what became of killed attempts is not known: %s", problem)
+
+
+def _elsewhere(starts: Iterable[tuple[CellPaths, Attempt]]) -> set[tuple[CellPaths, str]]:
+    """Attempts, by cell and job, that name another cluster than the one whose Slurm is asked here."""
+    named = {(paths, one.job_id): one.cluster for paths, one in starts if one.cluster is not None}
+    here = settings().get("ClusterName") if named else None
+    others = {start: cluster for start, cluster in named.items() if here and cluster != here}
+    for (paths, job_id), cluster in others.items():
+        log.info(
+            "job %s of %s is of cluster '%s', and this is '%s'; left alone",
+            *(job_id, paths.cell.path, cluster, here),
+        )
+    return set(others)
 
 
 def _end(paths: CellPaths, attempt: Attempt, constants_hash: str) -> None:
@@ -130,7 +151,7 @@ def _end(paths: CellPaths, attempt: Attempt, constants_hash: str) -> None:
     end = {"ended_at": failure.ended_at, "outcome": Outcome.FAILED, "reason": str(reason)}
     write(attempt.model_copy(update=end), path)
     # Its node is another's to clean: abandoned folders are known by a lock, which no other node sees.
-    remove_of_job(paths.work(attempt.job_id).parent, attempt.job_id)
+    remove_of_job(paths.work(attempt.job_id).parent, attempt.job_id, attempt.cluster)
     log.info("job %s of %s ended: %s", attempt.job_id, paths.cell.path, reason)
 
 

@@ -198,6 +198,7 @@ class Session:
                 eos_ids=spec.eos_ids,
                 cuda_graphs=spec.constants.cuda_graphs,
                 collective_timeout_s=spec.collective_timeout_s,
+                rows=max(batch.rows for batch in spec.batches),
             ),
         )
         self._loaded = wanted

@@ -107,7 +107,11 @@ def _link(original: Path, link: Path) -> None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Let one rank of the node at a time see to a file."""
+    """Let one rank of the node at a time see to a file; two that wrote one copy would mix it.
+
+    Raises:
+        OSError: the disk has no locks, or cannot be written.
+    """
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

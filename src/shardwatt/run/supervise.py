@@ -13,11 +13,12 @@ from pathlib import Path
 from shardwatt.cell import Cell
 from shardwatt.errors import CellFailure, DoesNotFit, Reason
 from shardwatt.layout import CellPaths, ranks_folder
+from shardwatt.locks import alone
 from shardwatt.records import Outcome
 from shardwatt.run.allocation import Allocation
 from shardwatt.run.assemble import assemble_does_not_fit
 from shardwatt.run.attempt import OpenAttempt
-from shardwatt.run.commit import alone, put_in_place, valid_record
+from shardwatt.run.commit import put_in_place, valid_record
 from shardwatt.run.crew import Crew
 from shardwatt.run.endings import MAY_BE_SLURMS, settle
 from shardwatt.run.job import plan_job
@@ -27,6 +28,7 @@ from shardwatt.run.signals import Ended, EndingSignals
 from shardwatt.run.turn import Turn
 from shardwatt.run.workfolder import remove_of_job
 from shardwatt.site import Site
+from shardwatt.slurm import own_cluster
 from shardwatt.study import Study
 
 #: After these nothing more is begun in the same allocation.
@@ -72,7 +74,7 @@ def supervise(place: Place, cells: Sequence[Cell], *, number: int = 1) -> None:
     if number_in_slurm and place.site.launcher == "slurm":
         # A job that lost its node, or was preempted, is started again under its number: what its first start
         # left is nobody's, and what still runs of that on a node that was cut off has no place to write.
-        remove_of_job(session.parent, number_in_slurm)
+        remove_of_job(session.parent, number_in_slurm, own_cluster())
     carried = Carried()
     with EndingSignals() as signals, Turn() as turn, Crew(session) as crew:
         for cell in cells:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from shardwatt.run.commit import NO_LOCKS
+from shardwatt.locks import NO_LOCKS
 from shardwatt.run.privatefolder import private_folder
 
 #: Time in s between two looks at whether the machine is free.

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import IO
 
 from pydantic import ValidationError
 
 from shardwatt.errors import CellFailure, storage_failure
 from shardwatt.layout import listed
-from shardwatt.power.limits.lease import boot_id
+from shardwatt.locks import boot_id, try_lock
 from shardwatt.power.process import is_gone, own_space, start_ticks
 from shardwatt.recordfiles import RecordModel
+from shardwatt.slurm import own_cluster
 
 #: Says whose the folder is; locked for as long as its supervisor lives.
 OWNER_FILE = "owner"
@@ -38,6 +37,8 @@ class Owner(RecordModel):
     pid: int
     started_ticks: int | None
     pid_space: int
+    cluster: str | None = None
+    """Slurm's name of the cluster in whose job it runs: two that share a folder count their jobs apart."""
 
     @classmethod
     def this(cls) -> Owner:
@@ -48,6 +49,7 @@ class Owner(RecordModel):
             pid=pid,
             started_ticks=start_ticks(pid),
             pid_space=own_space(),
+            cluster=own_cluster(),
         )
 
     @property
@@ -77,7 +79,7 @@ class WorkFolder:
             self._owner = unnamed.open("w", encoding="utf-8")
             self._owner.write(Owner.this().model_dump_json())
             self._owner.flush()
-            _lock(self._owner)
+            try_lock(self._owner)
             unnamed.rename(self.path / OWNER_FILE)
         except BaseException:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -98,6 +100,14 @@ class WorkFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def owner_of(folder: Path) -> Owner | None:
+    """Whose a work folder is; None where it does not tell, as when its attempt has just ended."""
+    try:
+        return Owner.model_validate_json((folder / OWNER_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
 def remove_abandoned(parent: Path) -> list[Path]:
     """Remove the work folders of this node whose supervisors are gone; those of other nodes stay.
 
@@ -114,22 +124,33 @@ def remove_abandoned(parent: Path) -> list[Path]:
     return abandoned
 
 
-def remove_of_job(parent: Path, job_id: str) -> list[Path]:
+def remove_of_job(parent: Path, job_id: str, cluster: str | None) -> list[Path]:
     """Remove the work folders of a job none of whose processes may write a result any more, on any node.
 
-    Those of processes that live on this node stay: one allocation may run several supervisors.
+    Those of processes that live on this node stay: one allocation may run several supervisors. So do those
+    that name another cluster.
 
     Args:
         parent: where work folders lie.
         job_id: the job's; folders carry it before their last part.
+        cluster: Slurm's name of the job's cluster; None: not known.
 
     Returns:
         What was removed.
     """
-    left = [folder for folder in _of_job(parent, job_id) if not _is_held_here(folder / OWNER_FILE)]
+    left = [
+        folder
+        for folder in _of_job(parent, job_id)
+        if not _is_held_here(folder / OWNER_FILE) and _cluster_of(folder) in (None, cluster)
+    ]
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
     return left
+
+
+def _cluster_of(folder: Path) -> str | None:
+    owner = owner_of(folder)
+    return None if owner is None else owner.cluster
 
 
 def is_worked_in(parent: Path, job_id: str) -> bool:
@@ -178,7 +199,7 @@ def _is_abandoned(file: Path) -> bool:
     try:
         with file.open("r+", encoding="utf-8") as stream:
             owner = Owner.model_validate_json(stream.read())
-            if owner.node != platform.node() or owner.lives or not _lock(stream):
+            if owner.node != platform.node() or owner.lives or not try_lock(stream):
                 return False
             return owner.lives is False or not _has_changed_lately(file.parent)
     except (OSError, ValidationError):
@@ -189,15 +210,6 @@ def _is_held_here(file: Path) -> bool:
     try:
         with file.open("r+", encoding="utf-8") as stream:
             owner = Owner.model_validate_json(stream.read())
-            return owner.node == platform.node() and (owner.lives or not _lock(stream))
+            return owner.node == platform.node() and (owner.lives or not try_lock(stream))
     except (OSError, ValidationError):
         return False
-
-
-def _lock(stream: IO[str]) -> bool:
-    """Lock a file unless another process holds it; False if one does, or the file system has no locks."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -35,9 +35,12 @@ def prepacks(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.float32
 
 
-def linear(weight: Tensor) -> Linear:
-    """The product with a weight [outputs, inputs]; let go of the weight afterwards, a copy may be kept."""
-    return Packed(weight) if prepacks(weight.dtype, weight.device) else Plain(weight)
+def linear(weight: Tensor, rows: int) -> Linear:
+    """The product with a weight [outputs, inputs], made ready for steps of so many rows.
+
+    Let go of the weight afterwards: a copy may be kept.
+    """
+    return Packed(weight, rows) if prepacks(weight.dtype, weight.device) else Plain(weight)
 
 
 class Plain:
@@ -56,21 +59,29 @@ class Plain:
 class Packed:
     """The product with a weight [outputs, inputs] in oneDNN's own layout; the weight itself is not kept."""
 
-    def __init__(self, weight: Tensor) -> None:
+    _packed: Tensor
+
+    def __init__(self, weight: Tensor, rows: int) -> None:
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
-        self._rows = _MANY
-        self._packed = self._laid_out(weight)
+        self._rows = _suited(rows, weight.dtype)
+        self._lay_out(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         product: Tensor = self._multiply(x, self._packed, None, "none", [], "")
         return product
 
     def suit(self, rows: int) -> None:
-        wanted = 1 if rows == 1 and self._packed.dtype == torch.float32 else _MANY
+        wanted = _suited(rows, self._packed.dtype)
         if wanted != self._rows:
             self._rows = wanted
-            self._packed = self._laid_out(self._packed.to_dense())
+            weight = self._packed.to_dense()
+            del self._packed  # the old layout goes before the new one comes
+            self._lay_out(weight)
 
-    def _laid_out(self, weight: Tensor) -> Tensor:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, self._rows)
-        return packed
+    def _lay_out(self, weight: Tensor) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, self._rows)
+
+
+def _suited(rows: int, dtype: torch.dtype) -> int:
+    """The rows of x that oneDNN is told, for steps of so many."""
+    return 1 if rows == 1 and dtype == torch.float32 else _MANY

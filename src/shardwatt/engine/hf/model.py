@@ -7,8 +7,6 @@ Llamas here: their context is cut to the sliding window, within which both compu
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from fairscale.nn.model_parallel.initialize import get_model_parallel_group
 from huggingface_hub.errors import StrictDataclassError
@@ -24,6 +22,7 @@ from shardwatt.engine.failures import torch_failures
 from shardwatt.engine.protocol import ModelOnRank
 from shardwatt.engine.weights import open_weights
 from shardwatt.engine.weights.dtypes import DTYPES
+from shardwatt.engine.weights.slices import Slice
 from shardwatt.errors import CellFailure, Reason
 
 #: Names of transformers' modules, within a layer or outside all, and Meta's for the same.
@@ -138,7 +137,11 @@ def _check_heads(model: ModelOnRank) -> None:
 
 def _fill(causal_lm: LlamaForCausalLM, model: ModelOnRank) -> None:
     """Give every parameter, or this rank's part of it, memory on the device and its values."""
-    weights = open_weights(model)
+    weights, dtype = open_weights(model), DTYPES[model.precision]
+    # One for all heads: small objects would settle in what each left, and the next would not fit there.
+    spare = torch.empty(
+        (model.architecture.head_dim, model.architecture.dim), dtype=dtype, device=model.device
+    )
     for path, module in causal_lm.named_modules():
         for kind, empty in list(module.named_parameters(recurse=False)):
             name = f"{published_name(path)}.{kind}"
@@ -146,27 +149,24 @@ def _fill(causal_lm: LlamaForCausalLM, model: ModelOnRank) -> None:
                 module.register_parameter(kind, causal_lm.model.embed_tokens.weight)
                 continue
             local = empty.to_local() if isinstance(empty, DTensor) else empty
-            values = torch.empty(local.shape, dtype=DTYPES[model.precision], device=model.device)
-            if tuple(local.shape) == weights.shape(name):
-                weights.copy_to(name, values)
-            else:
-                _copy_part(model, name, empty, values)
+            values = torch.empty(local.shape, dtype=dtype, device=model.device)
+            weights.copy_to(name, values, _part(empty, model))
             if path.endswith(("q_proj", "k_proj")):
-                values = half_split(values, model.architecture.head_dim)
+                split_halves(values, spare)
             filled = _as_shard(values, empty) if isinstance(empty, DTensor) else values
             module.register_parameter(kind, nn.Parameter(filled, requires_grad=False))
 
 
-def _copy_part(model: ModelOnRank, name: str, empty: Tensor, values: Tensor) -> None:
-    """Copy what transformers wants of a tensor that it splits otherwise than `RankWeights`: the embedding by
-    vocabulary instead of by width. For a moment the tensor is whole in the host's memory."""
-    whole = torch.empty(empty.shape, dtype=values.dtype)
-    open_weights(dataclasses.replace(model, rank=0, ranks=1)).copy_to(name, whole)
+def _part(empty: Tensor, model: ModelOnRank) -> Slice:
+    """What transformers wants of a tensor on this rank: where it splits at all, it splits the embedding by
+    vocabulary, and the others as `RankWeights` does."""
+    parts = [range(size) for size in empty.shape]
     if isinstance(empty, DTensor):
         (placement,) = empty.placements
         if isinstance(placement, Shard):
-            whole = whole.chunk(model.ranks, placement.dim)[model.rank]
-    values.copy_(whole)
+            size = len(parts[placement.dim]) // model.ranks
+            parts[placement.dim] = range(model.rank * size, (model.rank + 1) * size)
+    return Slice(parts[0] if len(parts) == 2 else range(1), parts[-1])
 
 
 def _as_shard(values: Tensor, empty: DTensor) -> DTensor:
@@ -175,11 +175,18 @@ def _as_shard(values: Tensor, empty: DTensor) -> DTensor:
     )
 
 
-def half_split(weight: Tensor, head_dim: int) -> Tensor:
-    """Rows of wq or wk from Meta's rotary order to transformers': of the pairs (2j, 2j + 1) of each head all
-    first ones, then all second ones; [heads x D, dim]."""
-    pairs = weight.view(-1, head_dim // 2, 2, weight.shape[1])  # [heads, D / 2, 2, dim]
-    return pairs.transpose(1, 2).reshape(weight.shape)
+def split_halves(weight: Tensor, spare: Tensor) -> None:
+    """Put rows of wq or wk, [heads x D, dim], from Meta's rotary order into transformers': of the pairs
+    (2j, 2j + 1) of each head all first ones, then all second ones. In place, head by head.
+
+    Args:
+        weight: whose rows are moved.
+        spare: room for a head's rows, [D, dim].
+    """
+    halves = spare.view(2, -1, weight.shape[1])  # [2, D / 2, dim]
+    for head in weight.view(-1, *spare.shape):
+        halves.copy_(head.view(-1, 2, weight.shape[1]).transpose(0, 1))
+        head.copy_(spare)
 
 
 def published_name(path: str) -> str:

@@ -53,8 +53,8 @@ class RankWeights:
         return self._parts[name][0].tensor.dtype
 
     @torch_failures()
-    def copy_to(self, name: str, destination: Tensor) -> None:
-        """Copy this rank's slice of a tensor.
+    def copy_to(self, name: str, destination: Tensor, part: Slice | None = None) -> None:
+        """Copy this rank's slice of a tensor, or another part of it.
 
         Reads whole rows of the files that hold a part of it, some MiB at a time. Of a tensor that is split by
         columns (wo, w2, tok_embeddings) and was saved in fewer shards than run, a rank reads as many times
@@ -66,18 +66,20 @@ class RankWeights:
         Args:
             name: Meta's.
             destination: of the slice's shape; of any dtype, device and strides.
+            part: what of the whole tensor is wanted, where that is not `slice(name)`.
 
         Raises:
             CellFailure: BAD_CHECKPOINT, the file has become shorter, copies differ, or fp16 cannot hold a
                 number; STORAGE, it cannot be read; HOST_OOM.
         """
-        shape = self.shape(name)
-        assert destination.shape == shape, f"{name}: {tuple(destination.shape)} for {shape}"
-        if self._is_whole and len(shape) == 2:
+        wanted = self._slices[name] if part is None else part
+        matrix = destination if destination.dim() == 2 else destination[None]
+        shape = (len(wanted.rows), len(wanted.columns))
+        assert matrix.shape == shape, f"{name}: {tuple(destination.shape)} for {shape}"
+        if self._is_whole and destination.dim() == 2:
             for copies in same_places(self._saved[name]):
-                expect_same(part.tensor for part in copies)
-        matrix = destination if len(shape) == 2 else destination[None]
-        self._reader.copy(self._parts[name], self._slices[name], matrix)
+                expect_same(copy.tensor for copy in copies)
+        self._reader.copy(self._parts[name], wanted, matrix)
 
 
 @torch_failures()

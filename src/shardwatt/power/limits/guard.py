@@ -24,6 +24,7 @@ from types import FrameType
 
 from shardwatt.devices import own_devices
 from shardwatt.errors import EXIT_CONFIGURATION, CellFailure
+from shardwatt.locks import boot_id
 from shardwatt.power.limits.files import (
     LimitEnd,
     LimitEndFile,
@@ -32,7 +33,7 @@ from shardwatt.power.limits.files import (
     limit_end_path,
     limit_path,
 )
-from shardwatt.power.limits.lease import Lease, LeaseError, Leases, boot_id, open_leases
+from shardwatt.power.limits.lease import Lease, LeaseError, Leases, open_leases
 from shardwatt.power.limits.mend import mend_own
 from shardwatt.power.limits.setting import (
     LimitError,

@@ -22,6 +22,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
+from shardwatt.locks import boot_id
 from shardwatt.power.process import is_gone, own_space
 from shardwatt.readings import NonNegative
 from shardwatt.recordfiles import SCHEMA_VERSION, RecordModel, SchemaVersion
@@ -34,7 +35,6 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,250}\.lease")
 #: More is no lease.
 _MOST_BYTES = 4096
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _ROOT = 0
 
@@ -243,8 +243,3 @@ def _make(folder: Path) -> None:
             folder.mkdir(_FOLDER_MODE)
     finally:
         os.umask(before)
-
-
-def boot_id() -> str:
-    """The kernel's name for this start of the node."""
-    return _BOOT_ID.read_text(encoding="ascii").strip()
