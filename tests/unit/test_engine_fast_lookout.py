@@ -15,19 +15,7 @@ from shardwatt.engine.fast.loop import Fast
 from shardwatt.engine.load import load_engine
 from shardwatt.engine.protocol import Sampling
 from shardwatt.errors import CellFailure, Reason
-
-
-class Clock:
-    """Stands still but for pauses, which it notes."""
-
-    def __init__(self) -> None:
-        self.pauses_s: list[float] = []
-
-    def monotonic(self) -> float:
-        return sum(self.pauses_s)
-
-    def sleep(self, pause_s: float) -> None:
-        self.pauses_s.append(pause_s)
+from still_clock import StillClock
 
 
 class Event:
@@ -54,7 +42,7 @@ def waiting_for(event: Event, timeout_s: float | None) -> Lookout[str]:
 
 
 def test_a_step_of_several_ranks_that_does_not_end_fails_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
+    clock = StillClock()
     monkeypatch.setattr("shardwatt.engine.fast.lookout.time", clock)
     with pytest.raises(CellFailure, match=r"not ended within 0\.2 s.*collective_timeout_s") as caught:
         waiting_for(Event(None), 0.2).seen()

@@ -10,21 +10,14 @@ import pytest
 from shardwatt.run import progress
 from shardwatt.run.exchange import PROGRESS_FILE, Progress, Stage, write_progress
 from shardwatt.run.progress import HEARTBEAT_S, ProgressDisplay, describe_speed
+from still_clock import StillClock
 
 CELL = "engine=reference/model=tiny"
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> StillClock:
+    clock = StillClock()
     monkeypatch.setattr(progress, "time", clock)
     return clock
 
@@ -63,7 +56,7 @@ def test_what_is_not_known_is_a_dash_and_an_estimate_is_named() -> None:
 
 
 def test_a_heartbeat_comes_every_thirty_seconds_and_not_sooner(
-    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: StillClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert HEARTBEAT_S == 30
     caplog.set_level(logging.INFO, logger="shardwatt")
@@ -78,7 +71,7 @@ def test_a_heartbeat_comes_every_thirty_seconds_and_not_sooner(
 
 
 def test_heartbeats_name_the_stage_before_the_run(
-    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: StillClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="shardwatt")
     with display(tmp_path, None) as shown:
@@ -92,7 +85,7 @@ def test_heartbeats_name_the_stage_before_the_run(
 
 
 def test_a_torn_progress_file_ends_no_cell(
-    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: StillClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="shardwatt")
     (tmp_path / PROGRESS_FILE).write_text('{"stage": "ru')

@@ -13,6 +13,7 @@ from shardwatt.recordfiles import write
 from shardwatt.run import watch
 from shardwatt.run.exchange import RankEnd, RankStart, rank_end_file, rank_start_file
 from shardwatt.run.launch import RankExit
+from still_clock import StillClock
 
 NODE = "host0"
 
@@ -94,21 +95,8 @@ def trio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
     return _watched(tmp_path, monkeypatch, 3)
 
 
-class Clock:
-    """Stands still but for pauses: however busy the machine is, looks follow each other as they should."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-    def sleep(self, pause_s: float) -> None:
-        self.now_s += pause_s
-
-
 def _watched(work: Path, monkeypatch: pytest.MonkeyPatch, ranks: int) -> Watched:
-    monkeypatch.setattr(watch, "time", Clock())
+    monkeypatch.setattr(watch, "time", StillClock())
     return Watched(work, ranks)
 
 

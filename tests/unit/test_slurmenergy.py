@@ -10,6 +10,7 @@ import pytest
 from shardwatt.readings import Method, Reading, Scope, Status
 from shardwatt.run.allocation import Allocation
 from shardwatt.run.slurmenergy import slurm_node_energy
+from still_clock import StillClock
 
 CONFIG = """\
 Configuration data as of 2026-11-21T16:48:05
@@ -33,19 +34,6 @@ STEPS = [
     ("shardwatt-sampler", "RUNNING", "2", "5", "0"),
     ("ranks", "COMPLETED", "2", "40", "22800"),
 ]
-
-
-class Clock:
-    """Stands still but for pauses, of which each lasts long."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-    def sleep(self, pause_s: float) -> None:
-        self.now_s += 40 * pause_s
 
 
 @dataclass
@@ -89,7 +77,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake.job()
     fake.steps(*STEPS)
     # Its pauses take no time, where nothing will change; a busy machine's commands get all they need.
-    monkeypatch.setattr("shardwatt.run.slurmenergy.time", Clock())
+    monkeypatch.setattr("shardwatt.run.slurmenergy.time", StillClock(long=40))
     monkeypatch.setattr("shardwatt.run.slurmenergy._PATIENCE_S", 60.0)
     return fake
 
