@@ -18,6 +18,7 @@ from pathlib import Path
 
 from measuring import ROOT, machine, positive, table
 from shardwatt.architectures import CATALOGUE
+from shardwatt.matrix import shard_counts
 
 _ENGINES = ("reference", "fast", "hf")
 _PRECISIONS = ("fp32", "bf16", "fp16")
@@ -70,9 +71,10 @@ def main() -> None:
         rows = []
         for ranks in given.ranks:
             for engine in given.engines:
-                if engine == "hf" and shape.n_kv_heads % ranks:
-                    why = f"transformers splits {shape.n_kv_heads} key and value heads, and copies none"
-                    print(f"hf, {ranks} ranks: left out; {why}", file=sys.stderr)
+                counts = shard_counts(engine, shape)
+                if ranks not in counts:
+                    takes = ", ".join(map(str, counts))
+                    print(f"{engine}, {ranks} ranks: left out; it takes {takes}", file=sys.stderr)
                     continue
                 report = _loaded(engine, folder, ranks, given.precision, given.rows)
                 rows.append(_row(engine, ranks, report))

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from fairscale.nn.model_parallel.initialize import initialize_model_parallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from process_memory import forget_peak, of_process
 from shardwatt.engine.load import LOADERS, load_engine
 from shardwatt.engine.protocol import ModelOnRank
 from shardwatt.engine.weights import open_weights
@@ -45,32 +46,27 @@ def main(engine: str, folder: Path, rank: int, ranks: int, precision: str, rows:
     weights = open_weights(model)
     numbers = sum(torch.Size(weights.shape(name)).numel() for name in weights.names)
     torch.ones(2**20, dtype=torch.bfloat16).to(torch.float32)
-    without_modules = _of_process("status", "VmRSS")
+    without_modules = of_process("status", "VmRSS")
     importlib.import_module(LOADERS[engine])
     if engine == "hf":
         importlib.import_module("shardwatt.engine.hf.generate")  # transformers
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): 5 resets VmHWM
-    before, read_before = _of_process("status", "VmRSS"), _of_process("io", "rchar")
+    forget_peak()
+    before, read_before = of_process("status", "VmRSS"), of_process("io", "rchar")
 
     begin_s, cpu_begin_s = time.monotonic(), time.process_time()
     loaded = load_engine(engine, model)
     report = {
         "wall_s": time.monotonic() - begin_s,
         "cpu_s": time.process_time() - cpu_begin_s,
-        "read_bytes": _of_process("io", "rchar") - read_before,
+        "read_bytes": of_process("io", "rchar") - read_before,
     }
     loaded.allocate(rows, _POSITIONS)
     report |= {
-        "peak_bytes": (_of_process("status", "VmHWM") - before) * 1024,
+        "peak_bytes": (of_process("status", "VmHWM") - before) * 1024,
         "shard_bytes": numbers * DTYPES[precision].itemsize,
         "modules_bytes": (before - without_modules) * 1024,
     }
     print(json.dumps(report))
-
-
-def _of_process(file: str, key: str) -> int:
-    lines = Path(f"/proc/self/{file}").read_text(encoding="ascii", errors="replace").splitlines()
-    return int(dict(line.split(":", 1) for line in lines)[key].split()[0])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from process_memory import forget_peak, of_process
 from shardwatt.engine.protocol import ModelOnRank
 from shardwatt.engine.weights import open_weights
 from shardwatt.engine.weights.dtypes import DTYPES
@@ -32,8 +33,8 @@ def main(folder: Path, rank: int, ranks: int, precision: str) -> None:
     # What torch and Python need once is not the load's: open, and convert some numbers.
     open_weights(model)
     torch.ones(2**20, dtype=torch.bfloat16).to(torch.float32)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): 5 resets VmHWM
-    before, read_before = _of_process("status", "VmRSS"), _of_process("io", "rchar")
+    forget_peak()
+    before, read_before = of_process("status", "VmRSS"), of_process("io", "rchar")
     print("ready", flush=True)
     sys.stdin.readline()
 
@@ -46,16 +47,11 @@ def main(folder: Path, rank: int, ranks: int, precision: str) -> None:
         "begin_s": begin_s,
         "end_s": time.monotonic(),
         "cpu_s": time.process_time() - cpu_begin_s,
-        "peak_bytes": (_of_process("status", "VmHWM") - before) * 1024,
+        "peak_bytes": (of_process("status", "VmHWM") - before) * 1024,
         "shard_bytes": sum(tensor.nbytes for tensor in loaded.values()),
-        "read_bytes": _of_process("io", "rchar") - read_before,
+        "read_bytes": of_process("io", "rchar") - read_before,
     }
     print(json.dumps(report))
-
-
-def _of_process(file: str, key: str) -> int:
-    lines = Path(f"/proc/self/{file}").read_text(encoding="ascii", errors="replace").splitlines()
-    return int(dict(line.split(":", 1) for line in lines)[key].split()[0])
 
 
 if __name__ == "__main__":

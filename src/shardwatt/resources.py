@@ -184,7 +184,7 @@ class Budget:
         limit: most GPU hours that are agreed; None: no limit.
         parts: cells of one kind and their GPU hours together, by their name, in the order of the plan.
         predicted: what the plan says that they take together; None without forecasts.
-        real: the same of those that are not simulated.
+        simulated: the same of those of them that are simulated.
         currency: of their cost; None where the site has no prices.
         late: how many will run into the time limit of their first attempt by the plan.
         warnings: what the plan assumes that weighs most.
@@ -195,7 +195,7 @@ class Budget:
     limit: float | None
     parts: dict[str, tuple[int, float]]
     predicted: Totals | None = None
-    real: Totals | None = None
+    simulated: Totals | None = None
     currency: str | None = None
     late: int = 0
     warnings: Sequence[str] = ()
@@ -209,7 +209,7 @@ class Budget:
 
     def outlook(self) -> str | None:
         """Warnings, what the plan predicts, and what will run into a limit, a line each; None: nothing."""
-        if self.predicted is None or self.real is None:
+        if self.predicted is None or self.simulated is None:
             return None
         words: dict[str, Callable[[float], str]] = {
             "allocation_duration_s": lambda value: f"{duration(value)} of jobs one after the other",
@@ -220,10 +220,10 @@ class Budget:
         }
         # Nothing of what simulated cells stand for is spent: of the real ones all may be known.
         parts = [
-            f"{'at least ' if real.unknown else ''}{say(found.value)}"
-            f"{' (simulated cells aside)' if found.unknown > real.unknown else ''}"
-            for found, real, say in (
-                (self.predicted.sums[name], self.real.sums[name], say) for name, say in words.items()
+            f"{'at least ' if found.unknown > simulated.unknown else ''}{say(found.value)}"
+            f"{' (simulated cells aside)' if simulated.unknown else ''}"
+            for found, simulated, say in (
+                (self.predicted.sums[name], self.simulated.sums[name], say) for name, say in words.items()
             )
             if found.value
         ]
@@ -311,7 +311,7 @@ def budget(
         limit,
         parts,
         totals("", rows) if rows else None,
-        totals("", [row for row in rows if not _is_rehearsed(row.forecast)]) if rows else None,
+        totals("", [row for row in rows if _is_rehearsed(row.forecast)]) if rows else None,
         currency,
         late,
         warnings(rows),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import uuid
 from pathlib import Path
 
 from shardwatt.datasets import PinnedFile
 from shardwatt.errors import ShardwattError
+from shardwatt.recordfiles import replacing
 
 #: Longest silence in s of a server before a download is given up.
 TIMEOUT_S = 60.0
@@ -98,24 +97,17 @@ def download(url: str, pinned: PinnedFile, path: Path) -> None:
 
 
 def place(content: bytes, path: Path) -> None:
-    """Write a file atomically: a name of its own beside it, flushed to disk, then renamed.
+    """Write a file, whole or not at all; its folder is made where it is missing.
 
     Several processes, on several nodes, may place the same file at the same time.
 
     Raises:
         DataError: the folder cannot be written or the disk is full; `path` is as it was before.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as problem:
         raise DataError(
             f"{path}: cannot be written: {problem.strerror}; free space, or let the site's folders "

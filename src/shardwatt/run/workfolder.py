@@ -138,19 +138,10 @@ def remove_of_job(parent: Path, job_id: str, cluster: str | None) -> list[Path]:
     Returns:
         What was removed.
     """
-    left = [
-        folder
-        for folder in _of_job(parent, job_id)
-        if not _is_held_here(folder / OWNER_FILE) and _cluster_of(folder) in (None, cluster)
-    ]
+    left = [folder for folder in _of_job(parent, job_id) if not _is_kept(folder / OWNER_FILE, cluster)]
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
     return left
-
-
-def _cluster_of(folder: Path) -> str | None:
-    owner = owner_of(folder)
-    return None if owner is None else owner.cluster
 
 
 def is_worked_in(parent: Path, job_id: str) -> bool:
@@ -206,10 +197,13 @@ def _is_abandoned(file: Path) -> bool:
         return False  # its attempt has just ended and removed it, or it is another user's
 
 
-def _is_held_here(file: Path) -> bool:
+def _is_kept(file: Path, cluster: str | None) -> bool:
+    """Whether an owner is of another cluster than a job's, or holds its folder on this node."""
     try:
         with file.open("r+", encoding="utf-8") as stream:
             owner = Owner.model_validate_json(stream.read())
+            if owner.cluster not in (None, cluster):
+                return True
             return owner.node == platform.node() and (owner.lives or not try_lock(stream))
     except (OSError, ValidationError):
         return False
